@@ -1,0 +1,48 @@
+# make help lists the targets. Each works from a clean clone; the first one called sets up .venv.
+
+PYTHON ?= python3
+PROFILE ?= reference
+VENV := .venv/bin/python
+# Small networks run faster on one thread, and one thread gives one result.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup reproduce book test lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: .venv/.ready  ## set up .venv from requirements.lock
+
+# Done again only when the lock or pyproject.toml changed.
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gleak needs Python 3.11 or newer; name one with: make PYTHON=python3.x"; exit 1; }
+	test -x $(VENV) || $(PYTHON) -m venv .venv
+	$(VENV) -m uv --version >/dev/null 2>&1 || $(VENV) -m pip install --quiet uv
+	$(VENV) -m uv pip sync --quiet --require-hashes requirements.lock
+	$(VENV) -m uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
+	$(VENV) -m gleak.cli execute --force --profile $(PROFILE)
+	$(VENV) -m gleak.cli book --profile $(PROFILE)
+
+book: setup  ## build the book from the committed notebooks
+	$(VENV) -m gleak.cli book
+
+test: setup lint  ## run all tests: package, chapters' outputs, book
+	$(VENV) -m pytest --numprocesses 2
+	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
+		--override-ini addopts= --override-ini filterwarnings= notebooks
+	$(VENV) -m gleak.cli book
+
+lint: setup
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+lock:  ## compile requirements.lock anew from pyproject.toml
+	$(VENV) -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean:  ## remove what was built, but not .venv
+	rm -rf _build runs

@@ -1,0 +1,259 @@
+"""From a chapter's source to its executed notebook: jupytext, papermill, and a key of freshness.
+
+`notebooks/NN_name.md` is what people edit; `notebooks/NN_name.ipynb` beside it is generated here,
+with outputs. Runs with other parameters go to `runs/` and leave the committed notebooks alone.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+PROFILES = ("smoke", "reference", "full")
+
+
+class ChapterError(ValueError):
+    """A chapter that cannot be run as asked, or whose run failed."""
+
+
+@cache
+def root() -> Path:
+    """The project's folder: the one around this package, or the one that the caller stands in."""
+    for folder in (Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
+        if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
+            return folder
+    raise ChapterError("this is not a checkout of gleak: there is no notebooks/ and _config.yml here")
+
+
+def chapters() -> list[str]:
+    """The names of all chapters, in order."""
+    return sorted(file.stem for file in (root() / "notebooks").glob("*.md"))
+
+
+def resolve(name: str) -> str:
+    """The chapter's full name from its name, its number (`01`) or the path of one of its files."""
+    stem = Path(name).stem
+    found = [chapter for chapter in chapters() if stem in (chapter, chapter.split("_")[0])]
+    if not found:
+        raise ChapterError(f"no chapter {name!r}; known: {', '.join(chapters())}")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One chapter with one set of parameters, and where its notebook goes."""
+
+    chapter: str
+    parameters: Mapping
+    output: Path
+    label: str  # what the notebook's metadata call it: a profile, or "run"
+
+
+def profile_run(chapter: str, profile: str) -> Run:
+    """The run of a chapter in a profile; the reference profile is the committed notebook."""
+    if profile not in PROFILES:
+        raise ChapterError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    profiles = yaml.safe_load((root() / "notebooks" / "profiles.yml").read_text()) or {}
+    folder = root() / ("notebooks" if profile == "reference" else f"runs/{profile}")
+    parameters = (profiles.get(profile) or {}).get(chapter) or {}
+    return Run(chapter, parameters, folder / f"{chapter}.ipynb", profile)
+
+
+def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Run:
+    """The run of a chapter with one's own parameters, in a folder named after them."""
+    if folder is None:
+        digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+        folder = root() / "runs" / f"{chapter}-{digest[:8]}"
+    return Run(chapter, parameters, Path(folder) / f"{chapter}.ipynb", "run")
+
+
+def execute(run: Run) -> float:
+    """Execute a run, replace its notebook, and return the seconds it took.
+
+    Raises ChapterError for parameters that the chapter does not have or that are of another type,
+    and when a cell fails; the failed notebook then lies beside the good one, which stays.
+    """
+    notebook = read_source(run.chapter)
+    check_parameters(run.chapter, run.parameters)
+    run.output.parent.mkdir(parents=True, exist_ok=True)
+    failed = (root() / "runs" / "failed" if run.label == "reference" else run.output.parent) / (
+        f"{run.chapter}.failed.ipynb"
+    )
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    # Small networks run faster on one thread, and one thread gives one result.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.perf_counter()
+    try:
+        executed = papermill.execute_notebook(
+            notebook,
+            failed,  # papermill writes here as it goes, so nothing computed is lost
+            parameters=dict(run.parameters),
+            kernel_name="python3",
+            cwd=root() / "notebooks",
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        raise ChapterError(
+            f"{run.chapter} failed: {error.ename}: {error.evalue}\n  the notebook up to there: {failed}"
+        ) from None
+    seconds = time.perf_counter() - started
+    normalise(executed)
+    executed.metadata["gleak"] = {"profile": run.label, "key": freshness_key(run)}
+    write(executed, run.output)
+    failed.unlink()
+    if run.label == "run":
+        about = {"chapter": run.chapter, "parameters": dict(run.parameters), "seconds": seconds}
+        (run.output.parent / "parameters.json").write_text(json.dumps(about, indent=2) + "\n")
+    else:
+        note_runtime(run, seconds)
+    return seconds
+
+
+def read_source(chapter: str) -> nbformat.NotebookNode:
+    """The chapter's MyST source as a notebook without outputs, its cells numbered."""
+    notebook = jupytext.read(root() / "notebooks" / f"{chapter}.md")
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"  # jupytext's own ids are random
+    return notebook
+
+
+def known_parameters(chapter: str) -> dict:
+    """Name -> default value of the chapter's parameters, from its cell tagged `parameters`."""
+    cells = [c for c in read_source(chapter).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ChapterError(f"{chapter} has {len(cells)} cells tagged 'parameters', not one")
+    return {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(cells[0].source).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+
+
+def check_parameters(chapter: str, parameters: Mapping) -> None:
+    """Raise ChapterError for an unknown name or a value of another type than the default's."""
+    known = known_parameters(chapter)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ChapterError(
+            f"{chapter} has no parameter {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    for name, value in parameters.items():
+        default = known[name]
+        fits = default is None or type(value) is type(default)
+        if not fits and not (isinstance(default, float) and type(value) is int):
+            raise ChapterError(
+                f"{chapter}: {name} must be of type {type(default).__name__} "
+                f"(as its default {default!r}); got {value!r}"
+            )
+
+
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """Take out what differs from run to run: times, paths, random ids, the Python version."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        for entry in ("papermill", "execution"):
+            cell.metadata.pop(entry, None)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write in one go: a full disk or a kill leaves the old file as it was."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def note_runtime(run: Run, seconds: float) -> None:
+    """Keep the seconds of the last run of each chapter in runs/runtimes/PROFILE/."""
+    folder = root() / "runs" / "runtimes" / run.label
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / run.chapter).write_text(f"{seconds:.1f}\n")
+
+
+def is_fresh(run: Run) -> bool:
+    """Whether the run's notebook was made from the sources, parameters and packages of today."""
+    if not run.output.exists():
+        return False
+    stored = nbformat.read(run.output, as_version=4).metadata.get("gleak", {})
+    return stored.get("key") == freshness_key(run)
+
+
+def freshness_key(run: Run) -> str:
+    """A digest of all that decides the run's outputs."""
+    code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
+    content = [code, sorted(run.parameters.items()), package_code(), direct_pins()]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+@cache
+def package_code() -> list:
+    """The package's modules as syntax trees, so that comments and docstrings make nothing stale."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return [(file.name, syntax(ast.parse(file.read_text(encoding="utf-8")))) for file in files]
+
+
+def syntax(node):
+    """A syntax tree as nested lists, without docstrings and alike in all versions of Python."""
+    if isinstance(node, ast.AST):
+        fields = dict(ast.iter_fields(node))
+        if isinstance(fields.get("body"), list) and ast_docstring(node):
+            fields["body"] = fields["body"][1:]
+        kept = {name: syntax(value) for name, value in fields.items() if value not in (None, [])}
+        return [type(node).__name__, kept]
+    if isinstance(node, list):
+        return [syntax(entry) for entry in node]
+    return repr(node)
+
+
+def ast_docstring(node: ast.AST) -> str | None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return ast.get_docstring(node) if isinstance(node, kinds) else None
+
+
+@cache
+def direct_pins() -> list[str]:
+    """The locked versions of the packages that pyproject.toml names (not of what those need)."""
+    project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["study"]]
+    names = {re.match(r"[\w.-]+", entry)[0].lower() for entry in wanted}
+    lock = (root() / "requirements.lock").read_text()
+    pins = re.findall(r"^([\w.-]+)==(\S+)(.*?) ?\\?$", lock, flags=re.MULTILINE)
+    return [f"{name}=={pin}{marker}" for name, pin, marker in pins if name in names]
+
+
+def stage(profile: str) -> Path:
+    """A folder that holds just the book's sources, with the notebooks of the profile."""
+    folder = root() / "_build" / "source" / profile
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(root() / name, folder)
+    shutil.copytree(root() / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "notebooks").mkdir()
+    for chapter in chapters():
+        notebook = profile_run(chapter, profile).output
+        if not notebook.exists():
+            raise ChapterError(
+                f"{chapter} has not been executed: gleak execute {chapter} --profile {profile}"
+            )
+        shutil.copy(notebook, folder / "notebooks")
+    return folder

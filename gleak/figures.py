@@ -1,0 +1,89 @@
+"""Figures of the study. Each comes with the words that a screen reader says in its place."""
+
+import base64
+import io
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from gleak.data import Batch
+from gleak.inversion import Inversion
+
+STYLE = {
+    "figure.facecolor": "white",  # a white card, readable on the book's dark pages too
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "image.interpolation": "nearest",  # pixels are what there is to judge
+    "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]),
+}
+
+
+def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
+    """Originals above their restorations, with labels and PSNR; the figure and its alt text."""
+    restored = result.images[scores["match"].tolist()]
+    labels = result.labels[scores["match"].tolist()]
+    count = len(batch)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            2, count, figsize=(1.7 * max(count, 2) + 0.5, 4.0), squeeze=False, layout="constrained"
+        )
+        for column in range(count):
+            truth = batch.class_names[batch.labels[column]]
+            guess = batch.class_names[labels[column]]
+            show_image(axes[0, column], batch.images[column], truth)
+            show_image(
+                axes[1, column], restored[column], f"{guess}\n{scores['psnr'][column]:.1f} dB"
+            )
+        for axis, text in zip(axes[:, 0], ("original", "restored"), strict=True):
+            axis.set_ylabel(text)
+    names = [batch.class_names[label] for label in batch.labels.tolist()]
+    alt = (
+        f"Two rows of {count} pictures. Above, the client's images: {', '.join(names)}. Below, what "
+        f"the server restored of them, at {scores['psnr'].min():.0f} to {scores['psnr'].max():.0f} dB."
+    )
+    return figure, alt
+
+
+def convergence(result: Inversion) -> tuple[Figure, str]:
+    """The matching distance over the iterations; the figure and its alt text."""
+    distance = result.history["distance"]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+        axis.semilogy(distance.index, distance)
+        axis.set_xlabel("iteration")
+        axis.set_ylabel("gradient distance")
+    alt = (
+        f"A falling line: the distance between the restored and the observed gradient, from "
+        f"{distance.iloc[0]:.2g} down to {distance.min():.2g} in {len(distance)} iterations."
+    )
+    return figure, alt
+
+
+def show_image(axis, image: torch.Tensor, title: str) -> None:
+    """One image (C, H, W) in [0, 1] on an axis without ticks."""
+    pixels = image.permute(1, 2, 0).cpu()
+    axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=9)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def show(figure_and_alt: tuple[Figure, str]) -> None:
+    """Display a figure in a notebook; its alt text goes along with the picture into the page."""
+    figure, alt = figure_and_alt
+    buffer = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    display(
+        {"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
+    )

@@ -1,0 +1,68 @@
+"""How much of the client's images came back, next to what anyone could have had without a leak."""
+
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional as F
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+CAP = 100.0  # dB; two equal images have no finite PSNR
+
+
+def score(restored: torch.Tensor, originals: torch.Tensor) -> pd.DataFrame:
+    """One row for each original, with its restoration found by Hungarian matching on PSNR.
+
+    restored, originals: (K, C, H, W) in [0, 1]. Columns: `match`, the index of the restoration;
+    `psnr` (dB, at most 100) and `ssim`; and the PSNR of pictures that leak nothing of the detail:
+    `mean_colour`, one flat colour, and the thumbnails `thumb4` and `thumb8` of 4x4 and 8x8 pixels.
+
+    Raises ValueError when shapes differ or values are not in [0, 1].
+    """
+    if restored.shape != originals.shape or originals.ndim != 4:
+        raise ValueError(
+            "restored and originals must both be (K, C, H, W); "
+            f"got {tuple(restored.shape)} and {tuple(originals.shape)}"
+        )
+    for name, images in (("restored", restored), ("originals", originals)):
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"{name} must lie in [0, 1]")
+    restored = restored.to(originals)
+    pairs = torch.stack([psnr(restored, original.expand_as(restored)) for original in originals])
+    rows, match = linear_sum_assignment(pairs.cpu(), maximize=True)
+    return pd.DataFrame(
+        {
+            "match": match,
+            "psnr": pairs[rows, match].tolist(),
+            "ssim": ssim(restored[match], originals).tolist(),
+            "mean_colour": psnr(thumbnail(originals, 1), originals).tolist(),
+            "thumb4": psnr(thumbnail(originals, 4), originals).tolist(),
+            "thumb8": psnr(thumbnail(originals, 8), originals).tolist(),
+        },
+        index=pd.RangeIndex(len(originals), name="original"),
+    )
+
+
+def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio (K,) in dB for images in [0, 1], at most 100."""
+    values = [
+        peak_signal_noise_ratio(image, target, data_range=1.0)
+        for image, target in zip(images, targets, strict=True)
+    ]
+    return torch.stack(values).clamp_max(CAP)
+
+
+def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (K,), at most 1, with the usual 11x11 Gaussian window."""
+    values = structural_similarity_index_measure(
+        images, targets, data_range=1.0, reduction="none"
+    )
+    return values.reshape(-1)
+
+
+def thumbnail(images: torch.Tensor, side: int) -> torch.Tensor:
+    """The images as an attacker with a side x side thumbnail would show them: smoothly enlarged."""
+    small = F.interpolate(images, size=(side, side), mode="area")
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,235 @@
+"""What the server sees of a client, as a type: there is no place in it for images or labels."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+class MissingKnowledge(ValueError):
+    """A method needs something that the update does not offer; the message names it."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The last linear layer, z = W o + b, with the features o in front of it."""
+
+    name: str
+    weight: torch.Tensor  # (N, M)
+    bias: torch.Tensor | None  # (N,)
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One client's message, with what the server knew before it: the model that it sent out.
+
+    model: the network as the server sent it, in the mode (train or eval) in which the client ran it.
+    gradient: parameter name -> gradient of the mean cross-entropy over the client's batch.
+    num_samples: K, how many samples the client used.
+    input_shape: (C, H, W) of one image; images are floats in [0, 1].
+    facts: numbers that the client told besides.
+
+    Raises ValueError where the gradient does not fit the model or is not finite.
+    """
+
+    model: nn.Module
+    gradient: Mapping[str, torch.Tensor]
+    num_samples: int
+    input_shape: tuple[int, int, int]
+    facts: Mapping[str, float] = field(default_factory=dict)
+    classifier: Classifier = field(init=False)
+
+    def __post_init__(self):
+        check_fits(self.gradient, dict(self.model.named_parameters()))
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; got {self.num_samples}")
+        for name, value in self.facts.items():
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"facts are plain numbers; {name} is a {type(value).__name__}")
+        object.__setattr__(self, "classifier", find_classifier(self.model, self.input_shape))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classifier.weight)
+
+    def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The gradient of W (N, M) and of b (N,); the latter is None for a layer without bias.
+
+        Raises MissingKnowledge when the client did not send the gradient of W.
+        """
+        name = self.classifier.name
+        weight, bias = self.gradient.get(f"{name}.weight"), self.gradient.get(f"{name}.bias")
+        if weight is None:
+            raise MissingKnowledge(f"the update holds no gradient of the classifier's {name}.weight")
+        return weight, bias
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (K, M) in front of the classifier and logits (K, N) for images (K, C, H, W)."""
+        features = []
+        layer = self.model.get_submodule(self.classifier.name)
+        hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        try:
+            logits = self.model(images)
+        finally:
+            hook.remove()
+        return features[-1], logits
+
+    def __str__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        norm = torch.cat([g.flatten() for g in self.gradient.values()]).norm()
+        shape = "x".join(map(str, self.input_shape))
+        facts = ", ".join(f"{name} = {value:g}" for name, value in self.facts.items())
+        layer = self.classifier
+        bias = "no bias" if layer.bias is None else "bias"
+        return "\n".join(
+            [
+                "Update of a FedSGD client, as an honest-but-curious server sees it",
+                f"  model       {size:,} parameters; classifier {layer.name!r}: "
+                f"{layer.weight.shape[1]} features, {self.num_classes} classes, {bias}",
+                f"  batch norm  {batch_norm_mode(self.model)}",
+                f"  gradient    {len(self.gradient)} tensors, norm {norm:.4g}",
+                f"  samples     {self.num_samples} of shape {shape}",
+                f"  told        {facts or 'nothing else'}",
+                "  hidden      images, labels, their order",
+            ]
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's weights and buffers, the gradient and the facts as safetensors."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"gradient.{name}": value for name, value in self.gradient.items()}
+        about = {
+            "num_samples": self.num_samples,
+            "input_shape": self.input_shape,
+            "training": self.model.training,
+            "facts": dict(self.facts),
+        }
+        tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+        partial = Path(f"{path}.partial")
+        try:
+            save_file(tensors, partial, metadata={"gleak": json.dumps(about)})
+            partial.replace(path)  # a half-written file never stands in place of a whole one
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> "Update":
+        """Read what `save` wrote; `model` gives the architecture, its weights come from the file.
+
+        Raises FileNotFoundError, or ValueError when the file is not an update or is one of another
+        architecture.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no update at {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get("gleak", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        if about is None:
+            raise ValueError(f"{path} is a safetensors file, but not one that Update.save wrote")
+        part = {"model": {}, "gradient": {}}
+        for name, value in tensors.items():
+            kind, _, name = name.partition(".")
+            part[kind][name] = value
+        model = as_sent(model, about["training"])
+        check_fits(part["model"], model.state_dict(), what="the saved model", complete=True)
+        model.load_state_dict(part["model"])
+        return cls(
+            model,
+            part["gradient"],
+            about["num_samples"],
+            tuple(about["input_shape"]),
+            about["facts"],
+        )
+
+
+def as_sent(model: nn.Module, training: bool) -> nn.Module:
+    """A copy of the model as it stands, in train or eval mode, that no forward pass changes.
+
+    Dropout is off in both modes: the study asks what a client's data gives away, not its dice.
+    In train mode batch norm uses the batch's statistics and leaves the running ones alone.
+    """
+    model = copy.deepcopy(model).train(training)
+    model.zero_grad(set_to_none=True)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and training:
+            module.track_running_stats = False
+    return model
+
+
+def batch_norm_mode(model: nn.Module) -> str:
+    """In words: which statistics the batch norm layers used, if there are any."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return "none in this model"
+    return "the batch's own statistics" if model.training else "the running statistics"
+
+
+def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Classifier:
+    """The linear layer whose output is the model's output, found by a forward pass.
+
+    Raises ValueError when the model cannot take the input, or does not end in a linear layer.
+    """
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            # two images, since batch norm over single values takes no batch of one
+            output = model(torch.full((2, *input_shape), 0.5).to(parameter))
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, input_shape))
+        raise ValueError(f"the model does not take images of shape {shape}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not calls:
+        raise ValueError("the model has no Linear layer in its forward pass, so no classifier")
+    name, logits = calls[-1]
+    if logits is not output and not torch.equal(logits, output):
+        raise ValueError(
+            f"the model's output is not the output of its last Linear layer ({name}); "
+            "label restoration needs logits that come straight from a linear classifier"
+        )
+    layer = model.get_submodule(name)
+    bias = None if layer.bias is None else layer.bias.detach()
+    return Classifier(name, layer.weight.detach(), bias)
+
+
+def check_fits(
+    tensors: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    what: str = "the gradient",
+    complete: bool = False,
+) -> None:
+    """Raise ValueError unless names and shapes agree and all values are finite."""
+    if not tensors:
+        raise ValueError(f"{what} is empty")
+    unknown = sorted(set(tensors) - set(expected))
+    if unknown:
+        raise ValueError(f"{what} does not fit the model: it has no {', '.join(unknown[:5])}")
+    missing = sorted(set(expected) - set(tensors))
+    if complete and missing:
+        raise ValueError(f"{what} does not fit the model: {', '.join(missing[:5])} is missing")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{what} does not fit the model: {name} has shape {tuple(tensor.shape)}, "
+                f"the model's {tuple(expected[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{what} is not finite in {name}")
