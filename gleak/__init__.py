@@ -3,30 +3,35 @@
 Data flows one way: data -> client -> update -> labels -> inversion -> metrics -> figures.
 """
 
-from gleak.client import fedsgd
-from gleak.data import Batch, datasets, load_batch
-from gleak.inversion import attacks, invert
-from gleak.labels import label_methods, restore_labels
-from gleak.metrics import score
-from gleak.models import build_model, models
-from gleak.provenance import provenance
-from gleak.update import MissingKnowledge, Update
+from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Batch",
-    "MissingKnowledge",
-    "Update",
-    "attacks",
-    "build_model",
-    "datasets",
-    "fedsgd",
-    "invert",
-    "label_methods",
-    "load_batch",
-    "models",
-    "provenance",
-    "restore_labels",
-    "score",
-]
+# Public name -> its module. Imported on first use: the command line should not wait for torch.
+_HOME = {
+    "Batch": "data",
+    "list_datasets": "data",
+    "load_batch": "data",
+    "build_model": "models",
+    "list_models": "models",
+    "fedsgd": "client",
+    "MissingKnowledge": "update",
+    "Update": "update",
+    "list_label_methods": "labels",
+    "restore_labels": "labels",
+    "invert": "inversion",
+    "list_attacks": "inversion",
+    "score": "metrics",
+    "provenance": "environment",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'gleak' has no attribute {name!r}")
+    return getattr(import_module(f"gleak.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -84,9 +84,9 @@ def book(profile):
     """Build the book from executed notebooks; a warning is an error."""
     source = chapters.stage(profile)
     target = chapters.root() if profile == "reference" else chapters.root() / "runs" / profile
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(source)]
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
     # all pages and all warnings, each an error: a page that is not re-read hides its own
-    command += ["--path-output", str(target), "--all", "-W", "-n", "--keep-going", "--quiet"]
+    command += ["--path-output", target, "--all", "-W", "-n", "--keep-going", "--quiet"]
     built = subprocess.run(command, check=False)
     page = target / "_build" / "html" / "index.html"
     if built.returncode or not page.exists():

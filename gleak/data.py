@@ -92,7 +92,7 @@ class Batch:
         )
 
 
-def datasets() -> list[str]:
+def list_datasets() -> list[str]:
     """The names that `load_batch` takes."""
     return list(SAMPLES)
 

@@ -54,7 +54,7 @@ class InversionFailed(RuntimeError):
         self.best = best
 
 
-def attacks() -> list[str]:
+def list_attacks() -> list[str]:
     """The names that `invert` takes."""
     return list(ATTACKS)
 
@@ -76,14 +76,16 @@ def invert(
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
 
-    Raises ValueError for an unknown attack or override and for counts that do not fit the update,
-    InversionFailed when the loss stops being finite.
+    Raises ValueError for an unknown attack or override, for counts that do not fit the update and
+    for a gradient that is zero; InversionFailed when the loss stops being finite.
     """
     settings = settings_of(attack, overrides)
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
     labels = labels_of(counts, update)
     observed = flatten(update.gradient.values())
+    if not observed.any():
+        raise ValueError("the update's gradient is zero: there is nothing to match")
     parameters = [dict(update.model.named_parameters())[name] for name in update.gradient]
     labels = labels.to(observed.device)
 
@@ -174,7 +176,9 @@ def flatten(tensors) -> torch.Tensor:
 
 def cosine_distance(gradient: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
     """1 - <a, b> / (|a| |b|) of two vectors (P,), in [0, 2] (Geiping et al. 2020, eq. 4)."""
-    return 1 - torch.dot(gradient, observed) / (gradient.norm() * observed.norm())
+    # dot(a, a) and not a.norm(): summing millions of float32 squares one by one loses digits
+    norms = torch.sqrt(torch.dot(gradient, gradient) * torch.dot(observed, observed))
+    return 1 - torch.dot(gradient, observed) / norms
 
 
 def total_variation(images: torch.Tensor) -> torch.Tensor:

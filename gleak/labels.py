@@ -15,7 +15,7 @@ from gleak.update import MissingKnowledge, Update
 def restore_labels(update: Update, method: str = "zlg", *, seed: int = 0) -> torch.Tensor:
     """How often each class occurs in the client's batch: (N,) long, summing to K.
 
-    method: one of `label_methods()`; `seed` fixes the random inputs of the zero-shot methods.
+    method: one of `list_label_methods()`; `seed` fixes the random inputs of the zero-shot methods.
 
     Raises ValueError for an unknown method, MissingKnowledge for one that needs more than the
     update offers.
@@ -31,7 +31,7 @@ def restore_labels(update: Update, method: str = "zlg", *, seed: int = 0) -> tor
     return METHODS[method](update, seed)
 
 
-def label_methods() -> list[str]:
+def list_label_methods() -> list[str]:
     """The names that `restore_labels` takes."""
     return list(METHODS)
 
@@ -116,6 +116,7 @@ def largest_remainder(counts: torch.Tensor, total: int) -> torch.Tensor:
     if counts.sum() == 0:
         counts = torch.ones_like(counts)
     if counts.sum() > total or counts.floor().sum() + len(counts) < total:
+        counts = counts / counts.max()  # first to 1, as the smallest floats have no reciprocal
         counts = counts * (total / counts.sum())
     whole = counts.floor()
     left = total - int(whole.sum())

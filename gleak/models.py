@@ -80,7 +80,7 @@ def resnet18(channels: int, num_classes: int, size: int) -> nn.Module:
 MODELS = {"lenet": lenet, "convnet": convnet, "resnet18": resnet18}
 
 
-def models() -> list[str]:
+def list_models() -> list[str]:
     """The names that `build_model` takes."""
     return list(MODELS)
 

@@ -46,7 +46,10 @@ class Update:
     classifier: Classifier = field(init=False)
 
     def __post_init__(self):
-        check_fits(self.gradient, dict(self.model.named_parameters()))
+        parameters = dict(self.model.named_parameters())
+        check_fits(self.gradient, parameters)
+        in_order = {name: self.gradient[name] for name in parameters if name in self.gradient}
+        object.__setattr__(self, "gradient", in_order)
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {self.num_samples}")
         for name, value in self.facts.items():
@@ -83,7 +86,7 @@ class Update:
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        norm = torch.cat([g.flatten() for g in self.gradient.values()]).norm()
+        norm = sum(g.double().square().sum() for g in self.gradient.values()) ** 0.5
         shape = "x".join(map(str, self.input_shape))
         facts = ", ".join(f"{name} = {value:g}" for name, value in self.facts.items())
         layer = self.classifier

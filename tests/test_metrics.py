@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+import gleak
+
+
+def test_known_values(batch):
+    darker = (batch.images * 0.5 + 0.2).clamp(0, 1)
+    scores = gleak.score(darker, batch.images)
+    error = ((darker - batch.images) ** 2).mean((1, 2, 3))
+    expected = (-10 * error.log10()).tolist()
+    assert scores["psnr"].tolist() == pytest.approx(expected, abs=1e-3)
+    assert (scores["ssim"] < 1).all()
+    same = gleak.score(batch.images, batch.images)
+    assert same["psnr"].tolist() == [100.0] * 4
+    assert same["ssim"].tolist() == pytest.approx([1.0] * 4)
+
+
+def test_pictures_that_leak_nothing():
+    """The baselines of the first CIFAR-10 test image."""
+    cat = gleak.load_batch("cifar10-samples", indices=[0]).images
+    scores = gleak.score(torch.zeros_like(cat), cat).iloc[0]
+    assert scores["mean_colour"] == pytest.approx(14.8, abs=0.1)
+    assert scores["thumb4"] == pytest.approx(17.9, abs=0.1)
+    assert scores["thumb8"] == pytest.approx(20.1, abs=0.1)
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3, 0], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_the_order_of_the_restored_images_does_not_matter(batch, order):
+    noise = 0.1 * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0))
+    restored = (batch.images + noise).clamp(0, 1)
+    scores = gleak.score(restored, batch.images)
+    shuffled = gleak.score(restored[order], batch.images)
+    assert [order[match] for match in shuffled["match"]] == scores["match"].tolist()
+    assert shuffled.drop(columns="match").equals(scores.drop(columns="match"))
+
+
+def test_matching_is_best_over_all_images_not_greedy():
+    # Originals 0.0 and 0.5; restorations 0.4 and 0.9. The first is nearest to both; together it is
+    # better to give it to the black one (8.0 + 8.0 dB) than 0.9 (0.9 + 20 dB)? 20.9 > 15.9, so not.
+    originals = torch.stack([torch.full((1, 16, 16), value) for value in (0.0, 0.5)])
+    restored = torch.stack([torch.full((1, 16, 16), value) for value in (0.4, 0.9)])
+    assert gleak.score(restored, originals)["match"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dataset", gleak.list_datasets())
+def test_scores_of_every_kind_of_image(dataset):
+    images = gleak.load_batch(dataset, size=1, image_size=28).images
+    scores = gleak.score(images.flip(-1), images)
+    assert scores.notna().all(axis=None)
+
+
+def test_refusals(batch):
+    with pytest.raises(ValueError, match=r"must both be \(K, C, H, W\)"):
+        gleak.score(batch.images[:2], batch.images)
+    with pytest.raises(ValueError, match=r"restored must lie in \[0, 1\]"):
+        gleak.score(batch.images * 2, batch.images)
+    with pytest.raises(ValueError, match=r"restored must lie in \[0, 1\]"):
+        gleak.score(batch.images * torch.nan, batch.images)
