@@ -36,7 +36,7 @@ def root() -> Path:
     for folder in (Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
             return folder
-    raise ChapterError("this is not a checkout of gleak: there is no notebooks/ and _config.yml here")
+    raise ChapterError("not in a checkout of gleak: no notebooks/ and _config.yml here")
 
 
 def chapters() -> list[str]:
@@ -108,7 +108,8 @@ def execute(run: Run) -> float:
         )
     except PapermillExecutionError as error:
         raise ChapterError(
-            f"{run.chapter} failed: {error.ename}: {error.evalue}\n  the notebook up to there: {failed}"
+            f"{run.chapter} failed: {error.ename}: {error.evalue}\n"
+            f"  the notebook up to there: {failed}"
         ) from None
     seconds = time.perf_counter() - started
     normalise(executed)

@@ -34,7 +34,13 @@ def list_chapters():
     "--profile", type=click.Choice(chapters.PROFILES), default="reference", show_default=True
 )
 @click.option("--force", is_flag=True, help="Also chapters that are fresh.")
-@click.option("--jobs", type=click.IntRange(1), default=os.cpu_count, show_default="one a core", help="Chapters at a time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=os.cpu_count,
+    show_default="one a core",
+    help="Chapters at a time.",
+)
 def execute(names, profile, force, jobs):
     """Execute chapters (all of them by default) where their notebooks are stale."""
     names = [chapters.resolve(name) for name in names] or chapters.chapters()
@@ -70,7 +76,12 @@ def execute(names, profile, force, jobs):
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 def run(chapter, parameters, out):
     """Run one chapter with your own parameters, into runs/ (or --out)."""
-    values = {name: yaml.safe_load(value) for name, value in parameters}
+    values = {}
+    for name, value in parameters:
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise chapters.ChapterError(f"{name}: {value!r} is not YAML") from None
     job = chapters.own_run(chapters.resolve(chapter), values, out)
     seconds = chapters.execute(job)
     click.echo(f"{job.chapter}: {seconds:.0f} s -> {shown(job.output)}")

@@ -165,5 +165,5 @@ def draw(labels: torch.Tensor, size: int, seed: int, distinct_labels: bool) -> l
         order = list(first_of_class.values())
     if not 1 <= size <= len(order):
         kind = "distinct labels" if distinct_labels else "images"
-        raise ValueError(f"size must be 1..{len(order)} (there are {len(order)} {kind}); got {size}")
+        raise ValueError(f"there are {len(order)} {kind}, so size is 1..{len(order)}; got {size}")
     return order[:size]

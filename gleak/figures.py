@@ -43,9 +43,10 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
         for axis, text in zip(axes[:, 0], ("original", "restored"), strict=True):
             axis.set_ylabel(text)
     names = [batch.class_names[label] for label in batch.labels.tolist()]
+    low, high = scores["psnr"].min(), scores["psnr"].max()
     alt = (
-        f"Two rows of {count} pictures. Above, the client's images: {', '.join(names)}. Below, what "
-        f"the server restored of them, at {scores['psnr'].min():.0f} to {scores['psnr'].max():.0f} dB."
+        f"Two rows of {count} pictures. Above, the client's images: {', '.join(names)}. "
+        f"Below, what the server restored of them, at {low:.0f} to {high:.0f} dB."
     )
     return figure, alt
 
@@ -84,6 +85,4 @@ def show(figure_and_alt: tuple[Figure, str]) -> None:
         figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
     png = base64.b64encode(buffer.getvalue()).decode()
-    display(
-        {"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
-    )
+    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})

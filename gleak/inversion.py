@@ -159,7 +159,9 @@ def labels_of(counts: torch.Tensor | Sequence[int], update: Update) -> torch.Ten
             f"got {counts.dtype} of shape {tuple(counts.shape)}"
         )
     if counts.sum() != update.num_samples:
-        raise ValueError(f"counts sum to {counts.sum()}, but the update has {update.num_samples} samples")
+        raise ValueError(
+            f"counts sum to {counts.sum()}, but the update has {update.num_samples} samples"
+        )
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 

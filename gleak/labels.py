@@ -74,8 +74,8 @@ def zlg_bias(update: Update, seed: int = 0) -> torch.Tensor:
     _, bias_gradient = update.classifier_gradient()
     if bias_gradient is None:
         raise MissingKnowledge(
-            "zlg-bias needs the gradient of the classifier's bias, which this update does not hold; "
-            "zlg works from the weight gradient"
+            "zlg-bias needs the gradient of the classifier's bias, which this update does not "
+            "hold; zlg works from the weight gradient"
         )
     softmax, _ = zero_shot(update, seed)
     k = update.num_samples
@@ -93,7 +93,7 @@ def zero_shot(update: Update, seed: int, num_inputs: int = 1000) -> tuple[torch.
     generator = torch.Generator().manual_seed(seed)
     parameter = next(update.model.parameters())
     softmax, features = [], []
-    for size in (torch.arange(num_inputs).split(125)):  # in pieces, for the memory's sake
+    for size in torch.arange(num_inputs).split(125):  # in pieces, for the memory's sake
         noise = torch.randn(len(size), *update.input_shape, generator=generator)
         out, logits = update.forward((0.5 + 0.25 * noise).to(parameter))
         features.append(out.double())

@@ -56,9 +56,7 @@ def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Structural similarity (K,), at most 1, with the usual 11x11 Gaussian window."""
-    values = structural_similarity_index_measure(
-        images, targets, data_range=1.0, reduction="none"
-    )
+    values = structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
     return values.reshape(-1)
 
 

@@ -37,7 +37,7 @@ def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid
     if activation not in ("sigmoid", "relu"):
         raise ValueError(f"unknown activation {activation!r}; known: sigmoid, relu")
     act = nn.Sigmoid if activation == "sigmoid" else nn.ReLU
-    side = -(-(-(-size // 2)) // 2)  # two strides of 2, each rounding up
+    side = (size + 3) // 4  # two strides of 2, each rounding up
     net = nn.Sequential(
         nn.Conv2d(channels, 12, 5, padding=2, stride=2),
         act(),

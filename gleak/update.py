@@ -29,7 +29,7 @@ class Classifier:
 class Update:
     """One client's message, with what the server knew before it: the model that it sent out.
 
-    model: the network as the server sent it, in the mode (train or eval) in which the client ran it.
+    model: the network as the server sent it, in the mode (train or eval) the client ran it in.
     gradient: parameter name -> gradient of the mean cross-entropy over the client's batch.
     num_samples: K, how many samples the client used.
     input_shape: (C, H, W) of one image; images are floats in [0, 1].
@@ -69,7 +69,9 @@ class Update:
         name = self.classifier.name
         weight, bias = self.gradient.get(f"{name}.weight"), self.gradient.get(f"{name}.bias")
         if weight is None:
-            raise MissingKnowledge(f"the update holds no gradient of the classifier's {name}.weight")
+            raise MissingKnowledge(
+                f"the update holds no gradient of the classifier's {name}.weight"
+            )
         return weight, bias
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ def test_counts():
         ({"dataset": "mnist-samples", "indices": []}, "empty batch"),
         ({"dataset": "mnist-samples"}, "either indices"),
         ({"dataset": "mnist-samples", "indices": [0], "size": 1}, "either indices"),
-        ({"dataset": "mnist-samples", "size": 0}, "size must be"),
+        ({"dataset": "mnist-samples", "size": 0}, "size is 1..20; got 0"),
         ({"dataset": "mnist-samples", "size": 21}, "there are 20 images"),
         ({"dataset": "cifar10-samples", "size": 9, "distinct_labels": True}, "8 distinct labels"),
     ],

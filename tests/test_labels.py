@@ -19,7 +19,7 @@ def by_hand(two_layers, tiny):
 
 def test_zlg_worked_by_hand(by_hand, monkeypatch):
     # p = (1/2, 1/4, 1/4), feature sums 8 and 12, so O = 10. Row sums g = (-2.5, 1.25, 1.25):
-    # lambda = 4 p - 4 g / 10 = (2, 1, 1) - (-1, 0.5, 0.5) = (3, 0.5, 0.5); the tie goes to the first.
+    # lambda = 4 p - 4 g / 10 = (2, 1, 1) - (-1, .5, .5) = (3, .5, .5); the tie goes to the first.
     monkeypatch.setattr(
         labels,
         "zero_shot",
@@ -57,12 +57,12 @@ def test_bias_form_is_exact_with_the_batchs_own_softmax(batch, monkeypatch):
     assert torch.equal(gleak.restore_labels(update, "zlg-bias"), many.label_counts)
 
 
-@pytest.mark.parametrize(
-    ("model", "may_be_wrong"), [("convnet", 0), ("lenet", 1), ("resnet18", 1)]
-)
+@pytest.mark.parametrize(("model", "may_be_wrong"), [("convnet", 0), ("lenet", 1), ("resnet18", 1)])
 @pytest.mark.parametrize("method", ["zlg", "zlg-bias"])
 def test_repeated_labels_come_back_from_untrained_networks(model, may_be_wrong, method):
-    batch = gleak.load_batch("cifar10-samples", indices=range(8))  # a frog three times, a ship twice
+    batch = gleak.load_batch(
+        "cifar10-samples", indices=range(8)
+    )  # a frog three times, a ship twice
     update = gleak.fedsgd(gleak.build_model(model, batch, seed=1), batch)
     counts = gleak.restore_labels(update, method)
     assert (counts - batch.label_counts).clamp_min(0).sum() <= may_be_wrong

@@ -97,14 +97,19 @@ def test_classifier_is_found_by_the_forward_pass(tiny):
     assert weight.shape == (3, 7)
     assert bias.shape == (3,)
     features, logits = update.forward(tiny.images)
-    torch.testing.assert_close(logits, features @ update.classifier.weight.T + update.classifier.bias)
+    torch.testing.assert_close(
+        logits, features @ update.classifier.weight.T + update.classifier.bias
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()), "no Linear layer in its forward pass"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)), "not the output of its last"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)),
+            "not the output of its last",
+        ),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), "does not take images of shape 1x4x4"),
     ],
 )
