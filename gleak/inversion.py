@@ -22,9 +22,10 @@ class Attack:
 
     def __str__(self) -> str:
         return (
-            f"minimise 1 - cos(gradient, observed) + {self.tv:g} TV(x) over x in [0, 1]; "
-            f"Adam on the gradient's sign, step {self.lr:g}, divided by 10 at 3/8, 5/8 and 7/8 "
-            f"of the way ({self.reference})"
+            f"minimise  1 - cos(gradient of x, observed) + {self.tv:g} TV(x)\n"
+            "over      images x in [0, 1], labels fixed\n"
+            f"by        Adam on the gradient's sign, step {self.lr:g}, a tenth of it from 3/8, 5/8, 7/8\n"
+            f"source    {self.reference}"
         )
 
 

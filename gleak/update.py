@@ -96,8 +96,9 @@ class Update:
         return "\n".join(
             [
                 "Update of a FedSGD client, as an honest-but-curious server sees it",
-                f"  model       {size:,} parameters; classifier {layer.name!r}: "
-                f"{layer.weight.shape[1]} features, {self.num_classes} classes, {bias}",
+                f"  model       {size:,} parameters",
+                f"  classifier  {layer.name!r}: {layer.weight.shape[1]} features, "
+                f"{self.num_classes} classes, {bias}",
                 f"  batch norm  {batch_norm_mode(self.model)}",
                 f"  gradient    {len(self.gradient)} tensors, norm {norm:.4g}",
                 f"  samples     {self.num_samples} of shape {shape}",
