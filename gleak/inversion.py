@@ -24,7 +24,7 @@ class Attack:
         return (
             f"minimise  1 - cos(gradient of x, observed) + {self.tv:g} TV(x)\n"
             "over      images x in [0, 1], labels fixed\n"
-            f"by        Adam on the gradient's sign, step {self.lr:g}, a tenth of it from 3/8, 5/8, 7/8\n"
+            f"by        Adam on the gradient's sign, step {self.lr:g}, decayed at 3/8, 5/8, 7/8\n"
             f"source    {self.reference}"
         )
 
