@@ -14,6 +14,7 @@ _HOME = {
     "load_batch": "data",
     "build_model": "models",
     "list_models": "models",
+    "fedavg": "client",
     "fedsgd": "client",
     "MissingKnowledge": "update",
     "Update": "update",

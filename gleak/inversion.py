@@ -77,6 +77,8 @@ def invert(
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
 
+    A FedAvg update is treated as its equivalent gradient.
+
     Raises ValueError for an unknown attack or override, for counts that do not fit the update and
     for a gradient that is zero; InversionFailed when the loss stops being finite.
     """
@@ -84,10 +86,11 @@ def invert(
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
     labels = labels_of(counts, update)
-    observed = flatten(update.gradient.values())
+    gradient = update.equivalent_gradient()
+    observed = flatten(gradient.values())
     if not observed.any():
         raise ValueError("the update's gradient is zero: there is nothing to match")
-    parameters = [dict(update.model.named_parameters())[name] for name in update.gradient]
+    parameters = [update.model.get_parameter(name) for name in gradient]
     labels = labels.to(observed.device)
 
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+# What a client may tell about its local training, each a plain number.
+FACTS = ("lr", "epochs", "batch_size", "momentum", "drop_last")
+
 
 class MissingKnowledge(ValueError):
     """A method needs something that the update does not offer; the message names it."""
@@ -30,49 +33,95 @@ class Update:
     """One client's message, with what the server knew before it: the model that it sent out.
 
     model: the network as the server sent it, in the mode (train or eval) the client ran it in.
-    gradient: parameter name -> gradient of the mean cross-entropy over the client's batch.
     num_samples: K, how many samples the client used.
     input_shape: (C, H, W) of one image; images are floats in [0, 1].
-    facts: numbers that the client told besides.
+    gradient: FedSGD; parameter name -> gradient of the mean cross-entropy over the client's batch.
+    weights_after: FedAvg; parameter name -> value after local training. Either of the two is given.
+    facts: what the client told besides, each a plain number, named as in FACTS.
 
-    Raises ValueError where the gradient does not fit the model or is not finite.
+    Raises ValueError where the tensors do not fit the model or are not finite.
     """
 
     model: nn.Module
-    gradient: Mapping[str, torch.Tensor]
     num_samples: int
     input_shape: tuple[int, int, int]
+    gradient: Mapping[str, torch.Tensor] | None = None
+    weights_after: Mapping[str, torch.Tensor] | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
     classifier: Classifier = field(init=False)
 
     def __post_init__(self):
+        if (self.gradient is None) == (self.weights_after is None):
+            raise ValueError("an update holds either a gradient or the weights after training")
         parameters = dict(self.model.named_parameters())
-        check_fits(self.gradient, parameters)
-        in_order = {name: self.gradient[name] for name in parameters if name in self.gradient}
-        object.__setattr__(self, "gradient", in_order)
+        for kind in ("gradient", "weights_after"):
+            sent = getattr(self, kind)
+            if sent is not None:
+                check_fits(sent, parameters, what=f"the update's {kind}")
+                in_order = {name: sent[name] for name in parameters if name in sent}
+                object.__setattr__(self, kind, in_order)
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {self.num_samples}")
         for name, value in self.facts.items():
-            if not isinstance(value, (int, float)):
-                raise ValueError(f"facts are plain numbers; {name} is a {type(value).__name__}")
+            if name not in FACTS or not isinstance(value, (int, float)):
+                raise ValueError(f"facts are plain numbers for {', '.join(FACTS)}; got {name!r}")
         object.__setattr__(self, "classifier", find_classifier(self.model, self.input_shape))
 
     @property
     def num_classes(self) -> int:
         return len(self.classifier.weight)
 
-    def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The gradient of W (N, M) and of b (N,); the latter is None for a layer without bias.
+    @property
+    def local_steps(self) -> int:
+        """Steps of local SGD: 1 for FedSGD, E ceil(K / B) for FedAvg, floor with drop_last.
 
-        Raises MissingKnowledge when the client did not send the gradient of W.
+        Raises MissingKnowledge when the client told no epochs or batch size.
         """
-        name = self.classifier.name
-        weight, bias = self.gradient.get(f"{name}.weight"), self.gradient.get(f"{name}.bias")
-        if weight is None:
+        if self.gradient is not None:
+            return 1
+        epochs, batch_size = self.told("epochs", "batch_size")
+        whole, rest = divmod(self.num_samples, int(batch_size))
+        return int(epochs) * (whole + (rest > 0 and not self.facts.get("drop_last", False)))
+
+    def told(self, *names: str) -> list[float]:
+        """The facts of these names; MissingKnowledge names those that the client kept to itself."""
+        missing = [name for name in names if name not in self.facts]
+        if missing:
             raise MissingKnowledge(
-                f"the update holds no gradient of the classifier's {name}.weight"
+                f"this needs {', '.join(missing)}, which the client did not tell"
             )
-        return weight, bias
+        return [self.facts[name] for name in names]
+
+    def equivalent_gradient(self) -> dict[str, torch.Tensor]:
+        """The update in the sign and scale of one gradient, parameter name -> tensor.
+
+        FedSGD: the gradient itself. FedAvg: (W0 - WT) / (lr s) with s local steps, the mean of the
+        local gradients if the client ran plain SGD (Geng et al. 2021). With momentum m, told or
+        else taken as 0, the gradient of step t weighs 1 + m + ... + m^(s - t), t = 1 ... s, and
+        the sum of these weights takes the place of s.
+
+        Raises MissingKnowledge when the client told no lr, epochs or batch size.
+        """
+        if self.gradient is not None:
+            return dict(self.gradient)
+        (lr,) = self.told("lr")
+        steps, momentum = self.local_steps, self.facts.get("momentum", 0.0)
+        weight = sum(momentum**later * (steps - later) for later in range(steps))
+        before = dict(self.model.named_parameters())
+        return {
+            name: (before[name].detach() - after) / (lr * weight)
+            for name, after in self.weights_after.items()
+        }
+
+    def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The equivalent gradient of W (N, M) and of b (N,), None for a layer without bias.
+
+        Raises MissingKnowledge when the client did not send the classifier's weights.
+        """
+        gradient, name = self.equivalent_gradient(), self.classifier.name
+        if f"{name}.weight" not in gradient:
+            raise MissingKnowledge(f"the update has no gradient of the classifier's {name}.weight")
+        return gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,19 +137,25 @@ class Update:
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        norm = sum(g.double().square().sum() for g in self.gradient.values()) ** 0.5
+        if self.gradient is not None:
+            kind, what, sent = "FedSGD", "gradient  ", self.gradient
+        else:
+            before = dict(self.model.named_parameters())
+            kind, what = "FedAvg", "WT - W0   "
+            sent = {name: after - before[name] for name, after in self.weights_after.items()}
+        norm = sum(tensor.detach().double().square().sum() for tensor in sent.values()) ** 0.5
         shape = "x".join(map(str, self.input_shape))
         facts = ", ".join(f"{name} = {value:g}" for name, value in self.facts.items())
         layer = self.classifier
         bias = "no bias" if layer.bias is None else "bias"
         return "\n".join(
             [
-                "Update of a FedSGD client, as an honest-but-curious server sees it",
+                f"Update of a {kind} client, as an honest-but-curious server sees it",
                 f"  model       {size:,} parameters",
                 f"  classifier  {layer.name!r}: {layer.weight.shape[1]} features, "
                 f"{self.num_classes} classes, {bias}",
                 f"  batch norm  {batch_norm_mode(self.model)}",
-                f"  gradient    {len(self.gradient)} tensors, norm {norm:.4g}",
+                f"  {what}  {len(sent)} tensors, norm {norm:.4g}",
                 f"  samples     {self.num_samples} of shape {shape}",
                 f"  told        {facts or 'nothing else'}",
                 "  hidden      images, labels, their order",
@@ -108,9 +163,10 @@ class Update:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the model's weights and buffers, the gradient and the facts as safetensors."""
+        """Write the model's weights and buffers, what was sent and the facts as safetensors."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"gradient.{name}": value for name, value in self.gradient.items()}
+        for kind in ("gradient", "weights_after"):
+            tensors |= {f"{kind}.{n}": value for n, value in (getattr(self, kind) or {}).items()}
         about = {
             "num_samples": self.num_samples,
             "input_shape": self.input_shape,
@@ -142,7 +198,7 @@ class Update:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
         if about is None:
             raise ValueError(f"{path} is a safetensors file, but not one that Update.save wrote")
-        part = {"model": {}, "gradient": {}}
+        part = {"model": {}, "gradient": {}, "weights_after": {}}
         for name, value in tensors.items():
             kind, _, name = name.partition(".")
             part[kind][name] = value
@@ -151,10 +207,11 @@ class Update:
         model.load_state_dict(part["model"])
         return cls(
             model,
-            part["gradient"],
             about["num_samples"],
             tuple(about["input_shape"]),
-            about["facts"],
+            gradient=part["gradient"] or None,
+            weights_after=part["weights_after"] or None,
+            facts=about["facts"],
         )
 
 

@@ -42,7 +42,7 @@ def test_gradient_of_the_images_against_finite_differences(batch, name):
     step = 1e-9  # small enough to cross no kink of a ReLU
     up, down = loss(images + step * direction), loss(images - step * direction)
     assert (gradient * direction).sum().item() == pytest.approx(
-        ((up - down) / (2 * step)).item(), rel=1e-4
+        ((up - down) / (2 * step)).item(), rel=2e-3
     )
 
 

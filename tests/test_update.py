@@ -32,7 +32,8 @@ def test_gradient_is_autograds_on_a_two_layer_net(two_layers, tiny):
 def test_an_update_holds_no_image_and_no_label(batch):
     update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
     fields = {field.name for field in dataclasses.fields(update)}
-    assert fields == {"model", "gradient", "num_samples", "input_shape", "facts", "classifier"}
+    known = {"model", "num_samples", "input_shape", "gradient", "weights_after", "facts"}
+    assert fields == known | {"classifier"}
     with pytest.raises(ValueError, match="does not fit the model: it has no images"):
         dataclasses.replace(update, gradient=update.gradient | {"images": batch.images})
     with pytest.raises(ValueError, match="facts are plain numbers"):
@@ -147,7 +148,7 @@ def test_clients_refuse_what_does_not_fit(batch, tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gradient": {}}, "the gradient is empty"),
+        ({"gradient": {}}, "the update's gradient is empty"),
         ({"gradient": {"3.weight": torch.zeros(3, 4)}}, r"3.weight has shape \(3, 4\)"),
         ({"gradient": {"3.bias": torch.tensor([0, torch.nan, 0])}}, "not finite in 3.bias"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
