@@ -23,6 +23,10 @@ _HOME = {
     "invert": "inversion",
     "list_attacks": "inversion",
     "score": "metrics",
+    "score_labels": "metrics",
+    "list_pools": "training",
+    "load_pool": "training",
+    "trained_model": "training",
     "provenance": "environment",
 }
 __all__ = list(_HOME)

@@ -1,8 +1,10 @@
 """How much of the client's images came back, next to what anyone could have had without a leak."""
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
 from torch.nn import functional as F
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -43,6 +45,42 @@ def score(restored: torch.Tensor, originals: torch.Tensor) -> pd.DataFrame:
         },
         index=pd.RangeIndex(len(originals), name="original"),
     )
+
+
+def score_labels(counts: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """How near restored label counts (N,) are to the true ones (N,); both sum to K.
+
+    instance: sum_n min(counts, truth) / K, the share of labels that are right;
+    chance: what K labels drawn uniformly at random score of that on average;
+    corrected: (instance - chance) / (1 - chance), 0 at guessing and 1 when exact;
+    even: what K / N labels for each class score, a rest dealt out at random, on average;
+    exact: 1 if all counts are right; LeAcc: the share of classes whose presence is right;
+    LnAcc: the share of classes whose count is right.
+
+    Raises ValueError when shapes or sums differ.
+    """
+    counts, truth = torch.as_tensor(counts), torch.as_tensor(truth)
+    if counts.shape != truth.shape or counts.sum() != truth.sum():
+        raise ValueError(
+            f"counts of {tuple(counts.shape)} summing to {counts.sum()} against a truth of "
+            f"{tuple(truth.shape)} summing to {truth.sum()}"
+        )
+    total, classes = int(truth.sum()), len(truth)
+    instance = torch.minimum(counts, truth).sum().item() / total
+    # E min(X, t) = sum over j = 1 ... t of P(X >= j), with X binomial
+    at_least = binom.sf(np.arange(total), total, 1 / classes).cumsum()
+    chance = sum(at_least[t - 1] for t in truth.tolist() if t > 0) / total
+    floor, rest = divmod(total, classes)
+    even = truth.clamp_max(floor).sum().item() + rest / classes * (truth > floor).sum().item()
+    return {
+        "instance": instance,
+        "chance": float(chance),
+        "corrected": float((instance - chance) / (1 - chance)),
+        "even": even / total,
+        "exact": float(torch.equal(counts, truth)),
+        "LeAcc": ((counts > 0) == (truth > 0)).float().mean().item(),
+        "LnAcc": (counts == truth).float().mean().item(),
+    }
 
 
 def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

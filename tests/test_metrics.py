@@ -57,3 +57,29 @@ def test_refusals(batch):
         gleak.score(batch.images * 2, batch.images)
     with pytest.raises(ValueError, match=r"restored must lie in \[0, 1\]"):
         gleak.score(batch.images * torch.nan, batch.images)
+
+
+def test_label_scores_worked_by_hand():
+    # truth (3, 1, 0), restored (2, 1, 1): 2 + 1 of 4 right; all present, one falsely so
+    scores = gleak.score_labels(torch.tensor([2, 1, 1]), torch.tensor([3, 1, 0]))
+    assert scores["instance"] == 0.75
+    assert scores["exact"] == 0
+    assert scores["LeAcc"] == pytest.approx(2 / 3)
+    assert scores["LnAcc"] == pytest.approx(1 / 3)
+    # one label for each class and a fourth dealt out: 1 + 1, and the fourth is right 1 time in 3
+    assert scores["even"] == pytest.approx((2 + 1 / 3) / 4)
+    exact = gleak.score_labels(torch.tensor([3, 1, 0]), torch.tensor([3, 1, 0]))
+    assert exact["instance"] == exact["corrected"] == exact["exact"] == 1
+
+
+def test_chance_is_what_guessing_scores():
+    truth = torch.tensor([5, 0, 2, 1])
+    guesses = torch.randint(4, (20000, 8), generator=torch.Generator().manual_seed(0))
+    counts = torch.stack([(guesses == n).sum(1) for n in range(4)], 1)
+    simulated = torch.minimum(counts, truth).sum(1).double().mean().item() / 8
+    assert gleak.score_labels(truth, truth)["chance"] == pytest.approx(simulated, abs=0.005)
+
+
+def test_label_scores_refuse_other_sums():
+    with pytest.raises(ValueError, match="summing to 2 against a truth"):
+        gleak.score_labels(torch.tensor([1, 1]), torch.tensor([2, 1]))

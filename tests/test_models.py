@@ -3,8 +3,10 @@ import torch
 
 import gleak
 
+NETWORKS = ["lenet", "convnet", "resnet18"]
 
-@pytest.mark.parametrize("name", gleak.list_models())
+
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dataset", ["cifar10-samples", "cifar100-samples", "mnist-samples"])
 def test_models_fit_the_batch_and_begin_with_its_normalisation(name, dataset):
     batch = gleak.load_batch(dataset, size=2)
@@ -40,10 +42,21 @@ def test_large_images_get_the_imagenet_stem():
 
 
 def test_refusals(batch):
-    with pytest.raises(ValueError, match="unknown model 'vgg'; known: lenet, convnet, resnet18"):
+    with pytest.raises(ValueError, match="unknown model 'vgg'; known: lenet, convnet, resnet18,"):
         gleak.build_model("vgg", batch)
     with pytest.raises(ValueError, match="unknown activation 'tanh'"):
         gleak.build_model("lenet", batch, activation="tanh")
     oblong = gleak.Batch(torch.rand(1, 3, 8, 16), torch.tensor([0]), ["a"])
     with pytest.raises(ValueError, match="square"):
         gleak.build_model("lenet", oblong)
+
+
+def test_efficientnet_knows_the_imagenet_samples():
+    batch = gleak.load_batch("imagenet-samples", indices=range(5))
+    model = gleak.build_model("efficientnet-lite0", batch).eval()
+    with torch.no_grad():
+        right = model(batch.images).argmax(1) == batch.labels
+    assert right.sum() >= 4
+    cifar = gleak.load_batch("cifar10-samples", indices=[0])
+    with pytest.raises(ValueError, match="1000 classes; got 3 channels, 10 classes"):
+        gleak.build_model("efficientnet-lite0", cifar)

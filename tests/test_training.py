@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+import gleak
+from gleak import training
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEAK_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "classes"),
+    [
+        ("mnist-5k", 2500, (1, 28, 28), 10),
+        ("digits", 899, (1, 32, 32), 10),
+        ("imagenet-crops", 1000, (3, 32, 32), 20),
+    ],
+)
+def test_pools_are_split_without_overlap(name, size, shape, classes):
+    server, client = (gleak.load_pool(name, part) for part in ("server", "client"))
+    assert len(client) == size
+    assert server.images.shape[1:] == shape
+    assert server.num_classes == len(set(client.labels.tolist())) == classes
+    seen = {image.numpy().tobytes() for image in server.images}
+    again = sum(image.numpy().tobytes() in seen for image in client.images)
+    assert again <= 5  # crops of one plain surface are alike to the last bit
+
+
+def test_training_learns_and_the_checkpoint_is_the_model(cache):
+    model = gleak.trained_model("lenet", "digits", steps=60, activation="relu")
+    clients = gleak.load_pool("digits")
+    assert training.accuracy(model, clients) > 0.6
+    untrained = gleak.trained_model("lenet", "digits", steps=0, activation="relu")
+    assert training.accuracy(untrained, clients) < 0.3
+    (file,) = cache.glob("*.safetensors")
+    written = file.stat().st_mtime_ns
+    again = gleak.trained_model("lenet", "digits", steps=60, activation="relu")
+    assert file.stat().st_mtime_ns == written
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_a_damaged_checkpoint_is_made_anew(cache):
+    first = gleak.trained_model("lenet", "digits", steps=2)
+    (file,) = cache.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    second = gleak.trained_model("lenet", "digits", steps=2)
+    assert torch.equal(first[1][0].weight, second[1][0].weight)
+    assert gleak.trained_model("lenet", "digits", steps=2)[1][0].weight.isfinite().all()
+
+
+def test_stages_and_seeds_have_checkpoints_of_their_own(cache):
+    gleak.trained_model("lenet", "digits", steps=1)
+    gleak.trained_model("lenet", "digits", steps=2)
+    gleak.trained_model("lenet", "digits", steps=2, seed=1)
+    assert len(list(cache.glob("*.safetensors"))) == 3
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="unknown pool 'svhn'; known: mnist-5k, digits"):
+        gleak.load_pool("svhn")
+    with pytest.raises(ValueError, match="unknown part 'test'"):
+        gleak.load_pool("digits", "test")
+    with pytest.raises(ValueError, match="steps must be at least 0"):
+        gleak.trained_model("lenet", "digits", steps=-1)
