@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Public name -> its module. Imported on first use: the command line should not wait for torch.
 _HOME = {
     "Batch": "data",
+    "draw_batch": "data",
     "list_datasets": "data",
     "load_batch": "data",
     "build_model": "models",
@@ -18,6 +19,8 @@ _HOME = {
     "fedsgd": "client",
     "MissingKnowledge": "update",
     "Update": "update",
+    "compare_labels": "labels",
+    "label_posterior": "labels",
     "list_label_methods": "labels",
     "restore_labels": "labels",
     "invert": "inversion",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.models import ResNet18_Weights
@@ -167,3 +168,31 @@ def draw(labels: torch.Tensor, size: int, seed: int, distinct_labels: bool) -> l
         kind = "distinct labels" if distinct_labels else "images"
         raise ValueError(f"there are {len(order)} {kind}, so size is 1..{len(order)}; got {size}")
     return order[:size]
+
+
+def draw_batch(pool: Batch, size: int, *, alpha: float | None = None, seed: int = 0) -> Batch:
+    """A client's batch of `size` images from a pool, with labels drawn first.
+
+    alpha: the class shares are drawn from Dirichlet(alpha); the smaller, the more skewed. None:
+    all classes are equally likely. Images of a class are not repeated while they last.
+
+    Raises ValueError for a size below 1, an alpha that is not positive, or a pool without a class.
+    """
+    if size < 1 or (alpha is not None and alpha <= 0):
+        raise ValueError(f"size and alpha must be positive; got {size} and {alpha}")
+    if (pool.label_counts == 0).any():
+        raise ValueError("the pool has no image of some class")
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.ones(pool.num_classes)
+    if alpha is not None:
+        # the gamma sampler of numpy keeps its stream across versions
+        gamma = np.random.default_rng(seed).gamma(alpha, size=pool.num_classes)
+        shares = torch.from_numpy(gamma).float() + 1e-30
+    labels = torch.multinomial(shares, size, replacement=True, generator=generator)
+    chosen = []
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        of_class = (pool.labels == label).nonzero().flatten()
+        order = torch.randperm(len(of_class), generator=generator)
+        chosen.append(of_class[order[torch.arange(int(count)) % len(order)]])
+    chosen = torch.cat(chosen)
+    return Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)

@@ -1,3 +1,6 @@
+import copy
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,44 +8,104 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gleak
-from gleak import labels
-from gleak.labels import largest_remainder
+from gleak import training
+from gleak.labels import bayes, case, largest_remainder
+
+ALL = gleak.list_label_methods(aux=True)
 
 
 @pytest.fixture
 def by_hand(two_layers, tiny):
-    """K = 4, N = 3, M = 5; softmax and features of the random inputs are set by the test."""
+    """K = 4, N = 3, M = 5; the test sets the gradient and what the random inputs give."""
     update = gleak.fedsgd(two_layers, tiny)
     object.__setattr__(update, "num_samples", 4)
     return update
 
 
+def set_statistics(monkeypatch, softmax, features):
+    tables = torch.tensor(softmax).double(), torch.tensor(features).double()
+    monkeypatch.setattr(case, "forward_all", lambda places, images: tables)
+
+
+def set_gradient(update, weight, bias):
+    update.gradient["3.weight"] = torch.tensor(weight)
+    update.gradient["3.bias"] = torch.tensor(bias)
+
+
 def test_zlg_worked_by_hand(by_hand, monkeypatch):
     # p = (1/2, 1/4, 1/4), feature sums 8 and 12, so O = 10. Row sums g = (-2.5, 1.25, 1.25):
     # lambda = 4 p - 4 g / 10 = (2, 1, 1) - (-1, .5, .5) = (3, .5, .5); the tie goes to the first.
-    monkeypatch.setattr(
-        labels,
-        "zero_shot",
-        lambda update, seed: (
-            torch.tensor([[0.75, 0.125, 0.125], [0.25, 0.375, 0.375]]).double(),
-            torch.tensor([[8.0, 0, 0, 0, 0], [3, 3, 3, 3, 0]]).double(),
-        ),
-    )
-    by_hand.gradient["3.weight"] = torch.tensor([[-0.5] * 5, [0.25] * 5, [0.25] * 5])
-    assert gleak.restore_labels(by_hand, "zlg").tolist() == [3, 1, 0]
+    softmax = [[0.75, 0.125, 0.125], [0.25, 0.375, 0.375]]
+    set_statistics(monkeypatch, softmax, [[8.0, 0, 0, 0, 0], [3, 3, 3, 3, 0]])
     # grad b = (-0.5, 0.25, 0.25): lambda = 4 (p - grad b) = (4, 0, 0)
-    by_hand.gradient["3.bias"] = torch.tensor([-0.5, 0.25, 0.25])
+    set_gradient(by_hand, [[-0.5] * 5, [0.25] * 5, [0.25] * 5], [-0.5, 0.25, 0.25])
+    assert gleak.restore_labels(by_hand, "zlg").tolist() == [3, 1, 0]
     assert gleak.restore_labels(by_hand, "zlg-bias").tolist() == [4, 0, 0]
 
 
-def test_idlg_worked_by_hand(by_hand):
+def test_signs_and_row_minima_worked_by_hand(by_hand):
     # Row sums (-1, 2, -3): classes 2 and 0 are there; four samples are dealt 2, 0, 2, 0.
-    by_hand.gradient["3.weight"] = torch.tensor([[-0.2] * 5, [0.4] * 5, [-0.6] * 5])
+    set_gradient(by_hand, [[-0.2] * 5, [0.4] * 5, [-0.6] * 5], [0.0, 0.0, 0.0])
     assert gleak.restore_labels(by_hand, "idlg").tolist() == [2, 0, 2]
+    # Smallest entries (-0.1, 0.4, -5): in the order 2, 0, 1, four samples are dealt 2, 0, 1, 2.
+    weight = [[-0.1, 0.3, 0, 0, 0], [0.4] * 5, [-5.0, 9, 9, 9, 9]]
+    set_gradient(by_hand, weight, [0.0, 0.0, 0.0])
+    assert gleak.restore_labels(by_hand, "gradinversion").tolist() == [1, 1, 2]
 
 
-def test_bias_form_is_exact_with_the_batchs_own_softmax(batch, monkeypatch):
-    torch.manual_seed(0)
+def test_greedy_rules_worked_by_hand(by_hand):
+    # LLG: g = (-6, -3, 9), m = (1 + 1/3) (-9) / 4 = -3. First hits: 0 -> -3, 1 -> 0. Then 0 -> 0,
+    # and at the tie of 0 and 1 the first.
+    set_gradient(by_hand, [[-1.2] * 5, [-0.6] * 5, [1.8] * 5], [-0.5, 0.0, 0.5])
+    assert gleak.restore_labels(by_hand, "llg").tolist() == [3, 1, 0]
+    # EBI: m = -0.5 / 4. Hits of class 0 lead to -3/8, -2/8, -1/8, 0.
+    assert gleak.restore_labels(by_hand, "ebi").tolist() == [4, 0, 0]
+    # LLBG: m = -1/4. Hit 0: -1/4; less the offset 1/3: (-7/12, -4/12, 2/12). 0 -> -4/12; at the
+    # tie 0 -> -1/12; then 1.
+    assert gleak.restore_labels(by_hand, "llbg").tolist() == [3, 1, 0]
+
+
+def test_llg_star_worked_by_hand(by_hand, monkeypatch):
+    # S = 10, p = 1/3 each: m = (4/3) (10/3 - 10) / 4 = -20/9, offset 10/3. Counts (2, 1, 1) give
+    # g = (1/3 - 2/4) 10 = -5/3, (1/3 - 1/4) 10 = 5/6 twice. Hit 0: 5/9; less the offset:
+    # (-25/9, -5/2, -5/2). 0 -> -5/9; 1; 2.
+    set_statistics(monkeypatch, [[1 / 3] * 3], [[2.0] * 5])
+    set_gradient(by_hand, [[-1 / 3] * 5, [1 / 6] * 5, [1 / 6] * 5], [0.0] * 3)
+    assert gleak.restore_labels(by_hand, "llg-star").tolist() == [2, 1, 1]
+
+
+def test_ilrg_worked_by_hand(by_hand):
+    # All samples have the embedding e, so every row is e grad b_n and all q_n are softmax(We + b).
+    # Then lambda_n = K (q_n - grad b_n) solves the equations.
+    embedding = torch.tensor([1.0, 0, 2, 0, 1]).double()
+    layer = by_hand.classifier
+    softmax = (layer.weight.double() @ embedding + layer.bias.double()).softmax(0)
+    bias = softmax - torch.tensor([3, 0, 1]) / 4
+    by_hand.gradient["3.weight"] = bias[:, None] * embedding
+    by_hand.gradient["3.bias"] = bias
+    assert gleak.restore_labels(by_hand, "ilrg").tolist() == [3, 0, 1]
+    assert gleak.restore_labels(by_hand, "gleak").tolist() == [3, 0, 1]
+
+
+def test_aux_rules_worked_by_hand(by_hand, tiny, monkeypatch):
+    # One aux sample of each class, with softmax Q. For counts (2, 0, 2) it is
+    # grad b = (Q^T counts - counts) / 4
+    q = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]]).double()
+    counts = torch.tensor([2, 0, 2]).double()
+    set_statistics(monkeypatch, q.tolist(), [[1.0] * 5] * 3)
+    by_hand.gradient["3.bias"] = (q.T @ counts - counts) / 4  # (-.05, .1, -.05)
+    aux = gleak.Batch(tiny.images, torch.tensor([0, 1, 2]), tiny.class_names)
+    assert gleak.restore_labels(by_hand, "confusion", aux=aux).tolist() == [2, 0, 2]
+    # posterior: p+ = (.8, .6, .8), p- = (.15, .1, .15): 4 (.2, 0, .2) / (.35, .5, .35), scaled to 4
+    assert gleak.restore_labels(by_hand, "posterior", aux=aux).tolist() == [2, 0, 2]
+    # rlu: max(0, p- - grad b) = (.2, 0, .2), scaled to 4
+    assert gleak.restore_labels(by_hand, "rlu", aux=aux).tolist() == [2, 0, 2]
+    # llg-plus: S = 5; offset p- S, impact (4/3) mean(5 p+ - 5) / 4 = -4/9
+    by_hand.gradient["3.weight"] = by_hand.gradient["3.bias"][:, None].expand(3, 5)
+    assert gleak.restore_labels(by_hand, "llg-plus", aux=aux).tolist() == [2, 0, 2]
+
+
+def test_bias_form_is_exact_with_the_batchs_own_softmax(batch):
     labels_ = torch.randint(10, (64,), generator=torch.Generator().manual_seed(0))
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     many = gleak.Batch(images, labels_, batch.class_names)
@@ -50,11 +113,9 @@ def test_bias_form_is_exact_with_the_batchs_own_softmax(batch, monkeypatch):
     with torch.no_grad():
         model[1][-1].weight.mul_(40)  # far from uniform, as after training
     update = gleak.fedsgd(model, many)
-    features, logits = update.forward(images)
-    assert logits.softmax(1).max() > 0.5
-    oracle = (logits.double().softmax(1), features.double())
-    monkeypatch.setattr(labels, "zero_shot", lambda update, seed: oracle)
-    assert torch.equal(gleak.restore_labels(update, "zlg-bias"), many.label_counts)
+    assert update.forward(images)[1].softmax(1).max() > 0.5
+    restored = gleak.restore_labels(update, "zlg-bias", aux=many)
+    assert torch.equal(restored, many.label_counts)
 
 
 @pytest.mark.parametrize(("model", "may_be_wrong"), [("convnet", 0), ("lenet", 1), ("resnet18", 1)])
@@ -86,16 +147,143 @@ def test_a_seed_fixes_the_counts(batch, method):
 
 def test_refusals(batch, tiny):
     update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
-    with pytest.raises(ValueError, match="unknown method 'magic'; known: zlg, zlg-bias, idlg"):
+    with pytest.raises(ValueError, match="unknown method 'magic'; known: zlg, zlg-bias, gleak"):
         gleak.restore_labels(update, "magic")
+    with pytest.raises(ValueError, match="along must be one of start, end, average"):
+        gleak.restore_labels(update, along="middle")
+    with pytest.raises(ValueError, match="inputs must be at least 1"):
+        gleak.restore_labels(update, inputs=0)
+    with pytest.raises(ValueError, match="ilrg takes no auxiliary data"):
+        gleak.restore_labels(update, "ilrg", aux=batch)
+    with pytest.raises(ValueError, match="aux has 3 classes, the update's classifier 10"):
+        gleak.restore_labels(update, "confusion", aux=tiny)
+    with pytest.raises(gleak.MissingKnowledge, match="samples of every class; none of"):
+        gleak.restore_labels(update, "confusion", aux=batch)
+    for method in set(ALL) - set(gleak.list_label_methods()):
+        with pytest.raises(gleak.MissingKnowledge, match=f"{method} needs auxiliary data"):
+            gleak.restore_labels(update, method)
     no_bias = gleak.fedsgd(nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False)), tiny)
-    with pytest.raises(gleak.MissingKnowledge, match="gradient of the classifier's bias"):
-        gleak.restore_labels(no_bias, "zlg-bias")
+    for method in ("zlg-bias", "ebi", "llbg", "ilrg", "gleak"):
+        with pytest.raises(gleak.MissingKnowledge, match="gradient of the classifier's bias"):
+            gleak.restore_labels(no_bias, method)
     dead = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
     dead[1].weight.data.fill_(-1.0)
     dead[1].bias.data.fill_(-100.0)
     with pytest.raises(ValueError, match="mean feature sum, which is zero"):
         gleak.restore_labels(gleak.fedsgd(dead, tiny), "zlg")
+    signed = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 3))
+    for method in ("idlg", "gradinversion", "llg", "llg-star"):
+        with pytest.raises(ValueError, match="features that are never negative"):
+            gleak.restore_labels(gleak.fedsgd(signed, tiny), method)
+    secret = gleak.fedavg(signed, tiny, reveal=())
+    with pytest.raises(gleak.MissingKnowledge, match="lr"):
+        gleak.restore_labels(secret, "gleak")
+
+
+@pytest.mark.parametrize("size", [1, 3, 40])
+@pytest.mark.parametrize("classes", [2, 7, 60])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_gleak_on_a_network_that_knows_nothing(size, classes, activation):
+    generator = torch.Generator().manual_seed(size)
+    images = torch.rand(size, 1, 6, 6, generator=generator)
+    labels = torch.randint(classes, (size,), generator=generator)
+    batch = gleak.Batch(images, labels, [str(n) for n in range(classes)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(36, 64), activation(), nn.Linear(64, classes)]
+        model = nn.Sequential(*layers)
+    found = gleak.label_posterior(gleak.fedsgd(model, batch))
+    scores = gleak.score_labels(found.counts, batch.label_counts)
+    assert scores["instance"] >= 0.9
+    assert (found.low <= found.counts).all()
+    assert (found.counts <= found.high).all()
+    assert (found.at_least <= batch.label_counts).all()
+    assert found.frame().shape == (classes, 6)
+
+
+def trained(seed=0):
+    """A small network that knows its data, and a batch of that data with skewed labels."""
+    pool = gleak.load_pool("digits")
+    model = gleak.build_model("lenet", pool, activation="relu", seed=seed)
+    training.train(model, gleak.load_pool("digits", "server"), steps=60, seed=seed)
+    return model, gleak.draw_batch(pool, 48, alpha=0.3, seed=seed)
+
+
+def test_gleak_on_a_trained_network_beats_guessing_and_holds_the_truth():
+    model, _ = trained()
+    pool = gleak.load_pool("digits")
+    scores, held = [], []
+    for seed in range(6):
+        batch = gleak.draw_batch(pool, 48, alpha=0.3, seed=seed)
+        found = gleak.label_posterior(gleak.fedsgd(model, batch))
+        scores.append(gleak.score_labels(found.counts, batch.label_counts))
+        held.append((found.low <= batch.label_counts) & (batch.label_counts <= found.high))
+        assert (found.at_least <= batch.label_counts).all()
+    mean = {name: sum(s[name] for s in scores) / 6 for name in ("instance", "even")}
+    assert mean["instance"] > mean["even"] + 0.08
+    assert torch.stack(held).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_symmetries_of_every_method(method):
+    model, batch = trained()
+    aux = gleak.load_pool("digits", "server") if method not in gleak.list_label_methods() else None
+    base = gleak.restore_labels(gleak.fedsgd(model, batch), method, aux=aux)
+    # the order of the batch
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
+    shuffled = gleak.Batch(batch.images[order], batch.labels[order], batch.class_names)
+    again = gleak.restore_labels(gleak.fedsgd(model, shuffled), method, aux=aux)
+    assert (again - base).abs().sum() <= 2  # float sums in another order may turn a rounding
+    # float64 all through
+    wide = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+    again = gleak.restore_labels(gleak.fedsgd(copy.deepcopy(model).double(), wide), method, aux=aux)
+    assert (again - base).abs().sum() <= 2
+    # the names of the classes
+    to = torch.randperm(10, generator=torch.Generator().manual_seed(6))
+    renamed = copy.deepcopy(model)
+    with torch.no_grad():
+        renamed[1][-1].weight[to] = model[1][-1].weight
+        renamed[1][-1].bias[to] = model[1][-1].bias
+    moved = gleak.Batch(batch.images, to[batch.labels], batch.class_names)
+    if aux is not None:
+        aux = gleak.Batch(aux.images, to[aux.labels], aux.class_names)
+    again = gleak.restore_labels(gleak.fedsgd(renamed, moved), method, aux=aux)
+    assert (again[to] - base).abs().sum() <= 2
+
+
+@pytest.mark.parametrize("along", ["start", "end", "average"])
+def test_fedavg_statistics_along_the_path(batch, along):
+    model = gleak.build_model("lenet", batch, activation="relu", seed=1)
+    update = gleak.fedavg(model, batch, epochs=2, batch_size=2, lr=1e-3)
+    for method in ("zlg-bias", "gleak"):
+        counts = gleak.restore_labels(update, method, along=along)
+        assert torch.equal(counts, batch.label_counts)
+
+
+def test_rank_one_least_squares_against_the_plain_form():
+    generator = torch.Generator().manual_seed(0)
+    d, e = (torch.randn(4, n, generator=generator).double() for n in (4, 6))
+    x = torch.tensor([2.0, 0, 1, 5]).double()
+    weight, bias = (d.T * x) @ e, d.T @ x
+    found, residual = bayes.rank_one_nnls(d, e, weight, bias)
+    assert found == pytest.approx(x.numpy(), abs=1e-5)
+    assert residual == pytest.approx(0, abs=1e-6)
+
+
+def test_best_counts_maximise_the_expected_overlap():
+    generator = torch.Generator().manual_seed(1)
+    table = torch.rand(3, 5, generator=generator).double().numpy()
+    table /= table.sum(1, keepdims=True)
+    every = [c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]
+
+    def overlap(counts):
+        return sum(
+            table[n, t] * min(c, t) for n, c in enumerate(counts) for t in range(table.shape[1])
+        )
+
+    best = bayes.best_counts(table, 4)
+    assert best.sum() == 4
+    assert overlap(best) == pytest.approx(max(map(overlap, every)))
 
 
 @given(

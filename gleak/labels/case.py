@@ -1,0 +1,143 @@
+"""What a label method works on: the update's last layer, and the statistics it may lean on."""
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from gleak.data import Batch
+from gleak.update import MissingKnowledge, Update
+
+PATH = {"start": (0.0,), "end": (1.0,), "average": (0.0, 1.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One update, and how statistics are to be taken: random inputs, or `aux` data with labels.
+
+    along: for FedAvg, the weights at which statistics are taken: those that the server sent
+    (start), those that came back (end), or both (average).
+    """
+
+    update: Update
+    seed: int = 0
+    inputs: int = 1000
+    aux: Batch | None = None
+    along: str = "start"
+
+    @property
+    def k(self) -> int:
+        return self.update.num_samples
+
+    @property
+    def n(self) -> int:
+        return self.update.num_classes
+
+    @cached_property
+    def weight_gradient(self) -> torch.Tensor:
+        """(N, M): 1/K sum_k (p_k - y_k) o_k, in float64."""
+        return self.update.classifier_gradient()[0].double()
+
+    @cached_property
+    def bias_gradient(self) -> torch.Tensor:
+        """(N,): 1/K sum_k (p_k - y_k), in float64."""
+        gradient = self.update.classifier_gradient()[1]
+        if gradient is None:
+            raise MissingKnowledge(
+                "this method needs the gradient of the classifier's bias, which this update does "
+                "not hold; zlg works from the weight gradient"
+            )
+        return gradient.double()
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """W (N, M), for FedAvg at the chosen place along the path."""
+        return self.path_mean(lambda update: update.classifier.weight)
+
+    @cached_property
+    def bias(self) -> torch.Tensor:
+        """The classifier's bias b (N,)."""
+        return self.path_mean(lambda update: update.classifier.bias)
+
+    @property
+    def places(self) -> list[Update]:
+        """The update with its model at each place along the path where statistics are taken."""
+        if self.update.weights_after is None:
+            return [self.update]
+        return [moved(self.update, place) for place in PATH[self.along]]
+
+    def path_mean(self, of) -> torch.Tensor:
+        values = [of(update).double() for update in self.places]
+        return sum(values) / len(values)
+
+    @cached_property
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Softmax (S, N) and features (S, M) of the aux data, or else of random inputs."""
+        if self.aux is None:
+            return zero_shot(self.places, self.seed, self.inputs)
+        return forward_all(self.places, self.aux.images)
+
+    @cached_property
+    def class_softmax(self) -> torch.Tensor:
+        """Q (N, N): row n is the mean softmax of the aux data of class n."""
+        return self.by_class(self.statistics[0])
+
+    def by_class(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of `values` (S, ...) over the aux data of each class: (N, ...)."""
+        if self.aux is None:
+            raise MissingKnowledge(
+                "this method needs auxiliary data with labels: give aux=Batch(...)"
+            )
+        labels = self.aux.labels.repeat(len(self.places))
+        absent = sorted(set(range(self.n)) - set(labels.tolist()))
+        if absent:
+            raise MissingKnowledge(f"aux needs samples of every class; none of {absent[:10]}")
+        return torch.stack([values[labels == c].mean(0) for c in range(self.n)])
+
+    @cached_property
+    def non_negative(self) -> bool:
+        """Whether the features in front of the classifier stay at or above zero."""
+        features = zero_shot(self.places, self.seed, 32)[1]
+        return bool(features.min() >= -1e-6 * features.abs().max())
+
+    def need_non_negative(self) -> None:
+        """Raise ValueError where the classifier's inputs can be negative."""
+        if not self.non_negative:
+            raise ValueError(
+                "this method reads signs, so it needs features that are never negative (a ReLU or "
+                "sigmoid in front of the classifier); those of this model are"
+            )
+
+
+def moved(update: Update, place: float) -> Update:
+    """A FedAvg update with its model at W0 + place (WT - W0), and its equivalent gradient."""
+    model = copy.deepcopy(update.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in update.weights_after:
+                parameter.lerp_(update.weights_after[name].to(parameter), place)
+    gradient = update.equivalent_gradient()
+    return replace(update, model=model, gradient=gradient, weights_after=None)
+
+
+def zero_shot(places: list[Update], seed: int, num_inputs: int) -> tuple[torch.Tensor, ...]:
+    """Softmax (S, N) and features (S, M) of random inputs.
+
+    Pixels are Gaussian with mean 1/2 and deviation 1/4: about N(0, 1) after the normalisation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = places[0].input_shape
+    return forward_all(places, 0.5 + 0.25 * torch.randn(num_inputs, *shape, generator=generator))
+
+
+def forward_all(places: list[Update], images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Softmax and features of the images at each place, one after the other, in float64."""
+    softmax, features = [], []
+    for update in places:
+        parameter = next(update.model.parameters())
+        for part in images.split(125):  # in pieces, for the memory's sake
+            out, logits = update.forward(part.to(parameter))
+            features.append(out.double())
+            softmax.append(logits.double().softmax(1))
+    return torch.cat(softmax), torch.cat(features)

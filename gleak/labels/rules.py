@@ -1,0 +1,177 @@
+"""The published rules, each in the words of its own formula.
+
+With mean cross-entropy over K samples, softmax outputs p_k, one-hot labels y_k and features o_k,
+
+    grad b_n = 1/K sum_k (p_kn - y_kn),      grad W_n = 1/K sum_k (p_kn - y_kn) o_k.
+
+Each function takes a `Case` and returns real-valued counts (N,); `largest_remainder` makes them
+whole. g stands for the row sums of grad W, K for the number of samples, N for that of classes.
+"""
+
+import torch
+from scipy.optimize import nnls
+
+from gleak.labels.case import Case
+
+
+def idlg(case: Case) -> torch.Tensor:
+    """The sign rule: a class with g_n < 0 is in the batch. Zhao et al. 2020 (iDLG).
+
+    Exact for one sample. It finds classes, not counts; what K leaves over is dealt out evenly among
+    them, the most negative first.
+    """
+    case.need_non_negative()
+    row_sum = case.weight_gradient.sum(1)
+    return deal(row_sum.argsort()[: max(1, int((row_sum < 0).sum()))], case)
+
+
+def gradinversion(case: Case) -> torch.Tensor:
+    """The K classes with the smallest min_m grad W_nm, one sample each. Yin et al. 2021, eq. 5.
+
+    It assumes that no label repeats; with K > N all classes are dealt out in turn.
+    """
+    case.need_non_negative()
+    return deal(case.weight_gradient.amin(1).argsort()[: case.k], case)
+
+
+def zlg(case: Case) -> torch.Tensor:
+    """lambda_n = K p_n - K g_n / O, with mean softmax p and mean feature sum O of random inputs.
+
+    Geng et al. 2021, arXiv 2110.09074. Needs features whose sum is not near zero.
+    """
+    softmax, features = case.statistics
+    feature_sum = features.sum(1).mean()
+    if feature_sum.abs() < 1e-6 * features.abs().sum(1).mean().clamp_min(1e-12):
+        raise ValueError("zlg divides by the mean feature sum, which is zero for this model")
+    return case.k * (softmax.mean(0) - case.weight_gradient.sum(1) / feature_sum)
+
+
+def zlg_bias(case: Case) -> torch.Tensor:
+    """lambda_n = K (p_n - grad b_n): no assumption on features, exact with the batch's own p."""
+    return case.k * (case.statistics[0].mean(0) - case.bias_gradient)
+
+
+def llg(case: Case) -> torch.Tensor:
+    """Greedy: each hit of a class moves g by m = (1 + 1/N) / K sum of the negative g.
+
+    Wainakh et al. 2022 (LLG, PoPETs), section 4.
+    """
+    case.need_non_negative()
+    g = case.weight_gradient.sum(1)
+    impact = (1 + 1 / case.n) / case.k * g[g < 0].sum()
+    return greedy(g, impact.expand(case.n), 0.0, case.k)
+
+
+def llg_star(case: Case) -> torch.Tensor:
+    """LLG with impact and offset from random inputs (LLG*) or aux data (LLG+). Same paper.
+
+    m = (1 + 1/N) / K * mean of g_i over batches all of class i; the offset s_j is the mean of g_j
+    over batches of other classes.
+    """
+    case.need_non_negative()
+    softmax, features = case.statistics
+    part = softmax * features.sum(1, keepdim=True)  # p_kj S_k
+    total = features.sum(1)
+    if case.aux is None:
+        own, offset = part.mean(0) - total.mean(), part.mean(0)
+    else:
+        by_class = case.by_class(part)
+        own = by_class.diagonal() - case.by_class(total)
+        offset = (by_class.sum(0) - by_class.diagonal()) / (case.n - 1)
+    impact = (1 + 1 / case.n) / case.k * own.mean()
+    return greedy(case.weight_gradient.sum(1), impact.expand(case.n), offset, case.k)
+
+
+def llg_plus(case: Case) -> torch.Tensor:
+    """LLG with auxiliary data: see `llg_star`."""
+    case.by_class(case.statistics[0])  # refuses when there is none
+    return llg_star(case)
+
+
+def ebi(case: Case) -> torch.Tensor:
+    """LLG on the bias gradient, with m = 1/K sum of the negative grad b (breaching)."""
+    g = case.bias_gradient
+    return greedy(g, (g[g < 0].sum() / case.k).expand(case.n), 0.0, case.k)
+
+
+def llbg(case: Case) -> torch.Tensor:
+    """Greedy on the bias gradient with the impact that theory gives. Gat & Sharif 2024 (LLBG).
+
+    Each hit of class i moves grad b_i by -(1 - c_i) / K. The confidence c_i is 0 (untrained), or
+    the mean softmax of class i on aux data. The offset is 1/N.
+    """
+    confidence = torch.zeros(case.n).double()
+    if case.aux is not None:
+        confidence = case.class_softmax.diagonal().clamp(max=0.95)
+    return greedy(case.bias_gradient, -(1 - confidence) / case.k, 1 / case.n, case.k)
+
+
+def ilrg(case: Case) -> torch.Tensor:
+    """Class embeddings e_n = grad W_n / grad b_n give q_n = softmax(W e_n + b); then solve.
+
+    sum_j q_jn lambda_j - lambda_n = K grad b_n and sum_n lambda_n = K, by pseudoinverse.
+    Ma et al. 2023 (iLRG, ICLR), equations 6 to 9.
+    """
+    g = case.bias_gradient
+    safe = torch.where(g.abs() < 1e-12, torch.full_like(g, 1e-12), g)
+    logits = (case.weight_gradient / safe[:, None]) @ case.weight.T + case.bias
+    system = logits.softmax(1).T - torch.eye(case.n).double()
+    system = torch.cat([system, torch.ones(1, case.n).double()])
+    right = torch.cat([case.k * g, torch.tensor([case.k]).double()])
+    return (torch.linalg.pinv(system) @ right).clamp(0, case.k)
+
+
+def posterior(case: Case) -> torch.Tensor:
+    """lambda_n = K (p-_n - grad b_n) / (1 + p-_n - p+_n), with p+ and p- from aux data.
+
+    p+_n is the mean softmax of class n on its own samples, p-_n that on all others'.
+    """
+    q = case.class_softmax
+    own, other = q.diagonal(), (q.sum(0) - q.diagonal()) / (case.n - 1)
+    return case.k * (other - case.bias_gradient) / (1 + other - own).clamp_min(1e-6)
+
+
+def rlu(case: Case) -> torch.Tensor:
+    """lambda_n in proportion to max(0, eps_n - grad b_n). Chen & Vikalo 2024 (RLU), one step.
+
+    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence).
+    """
+    q = case.class_softmax
+    counts = ((q.sum(0) - q.diagonal()) / (case.n - 1) - case.bias_gradient).clamp_min(0)
+    return case.k * counts / counts.sum().clamp_min(1e-12)
+
+
+def confusion(case: Case) -> torch.Tensor:
+    """Least squares on the whole class-conditional softmax Q of the aux data, lambda >= 0.
+
+    sum_n lambda_n (Q_nj - [n = j]) = K grad b_j and sum_n lambda_n = K. `ilrg`, `posterior` and
+    `rlu` are special cases of these equations.
+    """
+    system = case.class_softmax.T - torch.eye(case.n).double()
+    system = torch.cat([system, torch.ones(1, case.n).double()])
+    right = torch.cat([case.k * case.bias_gradient, torch.tensor([case.k]).double()])
+    return torch.from_numpy(nnls(system.numpy(), right.numpy(), maxiter=50 * case.n)[0])
+
+
+def deal(classes: torch.Tensor, case: Case) -> torch.Tensor:
+    """K samples dealt out to the classes in turn."""
+    dealt = classes[torch.arange(case.k) % len(classes)]
+    return torch.bincount(dealt, minlength=case.n).double()
+
+
+def greedy(g: torch.Tensor, impact: torch.Tensor, offset, k: int) -> torch.Tensor:
+    """One hit for each class with negative g, then always one for the most negative.
+
+    A hit of class n takes impact_n off g_n; the offset is subtracted after the first hits.
+    """
+    g, counts = g.clone(), torch.zeros_like(g)
+    first = (g < 0).nonzero().flatten()
+    first = first[g[first].argsort()][:k]
+    counts[first] += 1
+    g[first] -= impact[first]
+    g -= offset
+    for _ in range(k - len(first)):
+        n = g.argmin()
+        counts[n] += 1
+        g[n] -= impact[n]
+    return counts
