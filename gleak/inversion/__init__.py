@@ -1,0 +1,25 @@
+"""Images from gradients: search for the batch whose gradient is the one that the client sent.
+
+attack      what an attack is, and the presets
+distances   between gradients
+priors      on images
+peel        what the gradient gives away in closed form, layer by layer
+exact       images in closed form
+loop        `invert`: the one search that serves all attacks
+"""
+
+from gleak.inversion.attack import ATTACKS, Attack
+from gleak.inversion.loop import Inversion, InversionFailed, invert, list_attacks
+from gleak.inversion.peel import peel
+from gleak.inversion.priors import total_variation
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Inversion",
+    "InversionFailed",
+    "invert",
+    "list_attacks",
+    "peel",
+    "total_variation",
+]
