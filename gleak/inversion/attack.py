@@ -106,11 +106,11 @@ GLEAK_FEATURES = Attack(
     reference="this study",
     match=0,
     features=1,
-    tv=0.3,
+    tv=0.5,
     tv_end=0.1,
     lr=0.3,
     schedule="cosine",
-    iterations=1500,
+    iterations=3000,
 )
 # Smooth networks let L-BFGS follow; the gradient of the early layers then adds what is missing.
 GLEAK_SMOOTH = Attack(
