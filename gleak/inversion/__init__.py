@@ -9,17 +9,33 @@ loop        `invert`: the one search that serves all attacks
 """
 
 from gleak.inversion.attack import ATTACKS, Attack
-from gleak.inversion.loop import Inversion, InversionFailed, invert, list_attacks
+from gleak.inversion.distances import DISTANCES, cosine, flatten
+from gleak.inversion.exact import spear
+from gleak.inversion.loop import (
+    Inversion,
+    InversionFailed,
+    invert,
+    labels_of,
+    list_attacks,
+    simulate,
+)
 from gleak.inversion.peel import peel
-from gleak.inversion.priors import total_variation
+from gleak.inversion.priors import PRIORS, total_variation
 
 __all__ = [
     "ATTACKS",
+    "DISTANCES",
+    "PRIORS",
     "Attack",
     "Inversion",
     "InversionFailed",
+    "cosine",
+    "flatten",
     "invert",
+    "labels_of",
     "list_attacks",
     "peel",
+    "simulate",
+    "spear",
     "total_variation",
 ]

@@ -55,7 +55,9 @@ class Attack:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not (self.match or self.features):
-            raise ValueError("an attack needs match or features: without them it asks the update nothing")
+            raise ValueError(
+                "an attack needs match or features: without them it asks the update nothing"
+            )
         if self.group and self.optimizer == "lbfgs":
             raise ValueError("group consistency needs restarts side by side, which L-BFGS has not")
 
@@ -166,20 +168,16 @@ ATTACKS = {
         batch_norm=0.1,
         group=0.01,
         optimizer="adam",
-        lr=0.03,
         schedule="cosine",
-        noise=0.2,
+        noise=0.02,
         restarts=2,
     ),
     "general": Attack(
-        reference="Towards General Deep Leakage (Geng et al. 2021)",
+        reference="Towards General Deep Leakage (Geng et al. 2021); optimiser and weights ours",
         distance="l2",
-        tv=0.02,
+        tv=0.04,
         clip=1,
         scale=0.01,
-        optimizer="adam",
-        lr=0.05,
-        schedule="cosine",
         box=False,
     ),
     "gleak": GLEAK_GRADIENT,

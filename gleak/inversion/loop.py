@@ -17,7 +17,7 @@ from gleak.inversion.attack import ATTACKS, Attack
 from gleak.inversion.batch_norm import batch_norm_targets, listen, statistics_distance
 from gleak.inversion.distances import DISTANCES
 from gleak.inversion.exact import exact_images
-from gleak.inversion.peel import Peeled, peel
+from gleak.inversion.peel import peel
 from gleak.inversion.priors import PRIORS
 from gleak.update import MissingKnowledge, Update
 
@@ -57,7 +57,7 @@ def invert(
     iterations: int | None = None,
     seed: int = 0,
     progress: bool = True,
-    start: torch.Tensor | None = None,
+    start: torch.Tensor | str | None = None,
     statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     compile: bool = False,
     **overrides: float | str,
@@ -68,7 +68,8 @@ def invert(
     attack: a preset (see `list_attacks`); "gleak" picks by what the update gives away in closed
     form, "exact" is closed form alone.
     iterations: evaluations of the loss and its gradient; the attack's own number by default.
-    start: images (K, C, H, W) to start from, in ascending order of their labels.
+    start: images (K, C, H, W) to start from, in ascending order of their labels, or the name of a
+    kind of start.
     statistics: name of a batch norm layer -> mean and variance of what entered it at the client,
     for attacks that use them; the model's running statistics by default.
     compile: run the step through torch.compile; without a compiler a note says so.
@@ -76,12 +77,14 @@ def invert(
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
 
+    A FedAvg update is treated as its equivalent gradient.
+
     Raises ValueError for an unknown attack or override, for counts that do not fit the update and
     for a gradient that is zero; MissingKnowledge where "exact" has no closed form; InversionFailed
     when the loss stops being finite.
     """
     labels = labels_of(counts, update)
-    if not any(gradient.any() for gradient in update.gradient.values()):
+    if not any(gradient.any() for gradient in update.equivalent_gradient().values()):
         raise ValueError("the update's gradient is zero: there is nothing to match")
     labels = labels.to(update.classifier.weight.device)
     counts = torch.bincount(labels, minlength=update.num_classes)
@@ -89,6 +92,8 @@ def invert(
         if overrides:
             raise ValueError("exact is a closed form; it has nothing to override")
         return closed_form(exact_images(update, counts), labels)
+    if isinstance(start, str):
+        overrides["start"], start = start, None
     if iterations is not None:
         overrides["iterations"] = iterations
     settings = settings_of(attack, overrides)
@@ -101,7 +106,7 @@ def invert(
                 raise
     if attack == "gleak" and peeled and peeled.depth < len(peeled.layers) - 1:
         if peeled.depth == 0:
-            return closed_form(peeled.values, labels)
+            return closed_form(peeled.activations, labels)
         pieces = peeled.layers[: peeled.depth]
         rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
@@ -124,17 +129,17 @@ class Search:
 
     def __init__(self, update, labels, attack, peeled, statistics, compile):
         self.update, self.labels, self.attack, self.peeled = update, labels, attack, peeled
-        own = dict(update.model.named_parameters())
-        names = list(update.gradient)
+        own, sent = dict(update.model.named_parameters()), update.equivalent_gradient()
+        names = list(sent)
         if attack.features:  # what lies behind the peeled layers is used up
             below = {id(p) for layer in peeled.layers[: peeled.depth] for p in layer.parameters()}
             names = [name for name in names if id(own[name]) in below]
             self.trunk = nn.Sequential(*peeled.layers[: peeled.depth])
             with torch.no_grad():
-                gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.values))
-            self.spread = (peeled.values - gray).square().mean()
+                gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.activations))
+            self.spread = (peeled.activations - gray).square().mean()
         self.parameters = {name: own[name] for name in names}
-        self.observed = [update.gradient[name] for name in names]
+        self.observed = [sent[name] for name in names]
         self.norms = batch_norm_targets(update.model, statistics) if attack.batch_norm else {}
         self.columns = ["loss", "distance"] + [
             name for name in attacks.WEIGHTS if name != "match" and getattr(attack, name)
@@ -160,7 +165,7 @@ class Search:
         total = attack.match * distance
         for name in self.columns[2:]:
             if name == "features":
-                error = self.trunk(images) - self.peeled.values
+                error = self.trunk(images) - self.peeled.activations
                 term = error.square().mean() / self.spread
             elif name == "batch_norm":
                 term = statistics_distance(entered, self.norms) if self.norms else zero
@@ -173,10 +178,8 @@ class Search:
         return total, torch.stack([distance, *terms]).detach()
 
     def simulate(self, images, targets):
-        """The gradient that a client with these images and labels would send, differentiable."""
-        loss = F.cross_entropy(self.update.model(images), targets)
-        parameters = list(self.parameters.values())
-        return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        """What a client with these images and labels would send, through autograd: the fastest."""
+        return simulate(self.update.model, list(self.parameters.values()), images, targets)
 
     def simulate_functional(self, images, targets):
         """The same through torch.func, which torch.compile can follow."""
@@ -267,7 +270,7 @@ class Search:
         return images.to(self.update.classifier.weight).contiguous().requires_grad_()
 
     def adam(self, images, soft, record, bar, draws) -> None:
-        """Adam in its kinds; all restarts side by side. No step waits for a number to reach Python."""
+        """Adam in its kinds, all restarts side by side; no step waits for a number from a GPU."""
         attack = self.attack
         inputs = [images] if soft is None else [images, soft]
         kind = torch.optim.AdamW if attack.optimizer == "adamw" else torch.optim.Adam
@@ -334,7 +337,7 @@ class Search:
                     break
 
     def evaluate(self, images, soft, fade):
-        """For all restarts: (losses (R,), losses at the end weights (R,), terms (R, T)), gradients."""
+        """(Losses (R,), losses at the end weights (R,), terms (R, T)) and gradients."""
         fade = images.new_tensor(fade)
         rows = [
             self.step(
@@ -409,6 +412,12 @@ class Record:
         return frame
 
 
+def simulate(model, parameters, images, labels) -> tuple[torch.Tensor, ...]:
+    """The gradient that a client with these images and labels would send, differentiable."""
+    loss = F.cross_entropy(model(images), labels)
+    return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+
+
 def compiled(step, fallback):
     """The step through torch.compile; the fallback, with a note, where that does not work."""
     current = torch.compile(step)
@@ -459,9 +468,9 @@ def replace_all(attack: Attack, overrides: Mapping[str, float | str]) -> Attack:
         stages.append(stages[-1].then)
     overrides = dict(overrides)
     if "iterations" in overrides:
-        overrides["iterations"] = max(int(overrides["iterations"]) // len(stages), 1)
         if overrides["iterations"] < 1:
-            raise ValueError("iterations must be at least 1")
+            raise ValueError(f"iterations must be at least 1; got {overrides['iterations']}")
+        overrides["iterations"] = max(overrides["iterations"] // len(stages), 1)
     result = None
     for stage in reversed(stages):
         result = dataclasses.replace(stage, then=result, **overrides)

@@ -35,11 +35,11 @@ class Peeled:
 
     layers: tuple[nn.Module, ...]
     depth: int
-    values: torch.Tensor
+    activations: torch.Tensor
 
     def __str__(self) -> str:
         into = type(self.layers[self.depth]).__name__ if self.depth else "the network"
-        shape = "x".join(map(str, self.values.shape[1:]))
+        shape = "x".join(map(str, self.activations.shape[1:]))
         return f"what enters {into} (layer {self.depth} of {len(self.layers)}), {shape} values each"
 
 
@@ -102,7 +102,7 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
     """
     if counts.max() > 1:
         raise MissingKnowledge("peeling needs every class to occur at most once in the batch")
-    layers = chain(update.model)
+    layers, sent = chain(update.model), update.equivalent_gradient()
     names = {id(module): name for name, module in update.model.named_modules()}
     with torch.no_grad():
         shapes = [(1, *update.input_shape)]
@@ -131,7 +131,7 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
             slope, values = slope * values * (1 - values), values.logit()
             active = torch.ones_like(values, dtype=torch.bool)
         elif isinstance(layer, nn.Conv2d | nn.Linear):
-            observed = update.gradient.get(f"{names[id(layer)]}.weight")
+            observed = sent.get(f"{names[id(layer)]}.weight")
             if observed is None:
                 break
             shape = shapes[index][1:]
@@ -157,7 +157,9 @@ def chain(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.Sequential):
             layers += chain(module)
         elif any(True for _ in module.children()):
-            raise MissingKnowledge(f"peeling needs a plain chain of layers; got a {type(module).__name__}")
+            raise MissingKnowledge(
+                f"peeling needs a plain chain of layers; got a {type(module).__name__}"
+            )
         else:
             layers.append(module)
     return layers

@@ -21,7 +21,7 @@ def isotropic_variation(images: torch.Tensor) -> torch.Tensor:
 
 
 def clip(images: torch.Tensor) -> torch.Tensor:
-    """Squared distance to the valid range, |x - clip(x, 0, 1)|^2."""
+    """Squared distance to the valid range [0, 1]."""
     return (images - images.clamp(0, 1)).square().mean()
 
 
