@@ -112,6 +112,7 @@ def test_every_preset_runs_and_lowers_its_loss(update, batch, name):
         {"optimizer": "lbfgs", "lr": 1, "start": "patterned", "restarts": 2},
         {"distance": "layer-cosine", "restarts": 2, "group": 0.1},
         {"features": 1.0, "tv_end": 0.5, "noise": 0.01},
+        {"resolution": 0.25, "start": "normal"},
         {"scale": 0.01, "clip": 1.0, "norm": 0.1, "box": False},
     ],
 )
@@ -364,6 +365,7 @@ def test_labels_are_in_ascending_order(update):
         ({"start": "nowhere"}, "unknown start 'nowhere'"),
         ({"tv": -1}, "tv must be a number >= 0"),
         ({"tv": float("nan")}, "tv must be a number >= 0"),
+        ({"resolution": 1.5}, "resolution must be in"),
         ({"restarts": 0}, "restarts must be at least 1"),
         ({"match": 0}, "needs match or features"),
         ({"optimizer": "lbfgs", "group": 1, "restarts": 2}, "group consistency needs"),

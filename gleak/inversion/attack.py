@@ -37,6 +37,7 @@ class Attack:
     schedule: str = "step"  # step: divided by 10 at 3/8, 5/8 and 7/8 of the way
     noise: float = 0.0  # of Langevin steps, in units of the step size
     start: str = "normal"
+    resolution: float = 1.0  # search images of this share of the size, smoothly enlarged
     box: bool = True  # clip to [0, 1] after every step
     joint_labels: bool = False  # optimise soft labels along with the images
     restarts: int = 1  # the one with the smallest loss wins
@@ -54,6 +55,8 @@ class Attack:
         for name in ("restarts", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.resolution <= 1:
+            raise ValueError(f"resolution must be in (0, 1]; got {self.resolution}")
         if not (self.match or self.features):
             raise ValueError(
                 "an attack needs match or features: without them it asks the update nothing"
@@ -69,6 +72,8 @@ class Attack:
             if weight and words:
                 terms.append(f"{weight:g} {words}{fading if 'tv' in name else ''}")
         over = "x in [0, 1]" if self.box else "x"
+        if self.resolution < 1:
+            over += f" at {self.resolution:g} of the size"
         over += " and soft labels" if self.joint_labels else ""
         lines = [
             f"minimise  {' + '.join(terms)}".replace("  1 ", "  ").replace("+ 1 ", "+ "),
@@ -135,8 +140,19 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
             GLEAK_SMOOTH, distance="layer-l2", match=weight, then=GLEAK_SMOOTH.then
         ),
     )
-# Where nothing can be peeled, all is left to gradient matching.
-GLEAK_GRADIENT = Attack(reference="this study", tv=0.04, schedule="cosine", iterations=500)
+# Where nothing can be peeled, all is left to gradient matching, coarse images first.
+GLEAK_GRADIENT = None
+for share in (1, 0.5, 0.25, 0.125):  # last stage first
+    GLEAK_GRADIENT = Attack(
+        reference="this study",
+        tv=0.02,
+        lr=0.05,
+        schedule="cosine",
+        start="gray",
+        resolution=share,
+        iterations=150,
+        then=GLEAK_GRADIENT,
+    )
 
 ATTACKS = {
     "dlg": Attack(

@@ -153,6 +153,7 @@ class Search:
     def loss(self, images, soft_labels, fade, gradient) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of one restart (), and its terms (T,); `gradient` simulates the client's."""
         attack, zero = self.attack, images.new_zeros(())
+        images = self.enlarge(images)
         targets = self.labels if soft_labels is None else soft_labels.softmax(1)
         distance, terms, entered = zero, [], {}
         if attack.match:
@@ -208,6 +209,13 @@ class Search:
         gradient, (loss, terms) = torch.func.grad_and_value(loss_of, which, has_aux=True)(*inputs)
         return loss, terms, gradient
 
+    def enlarge(self, images):
+        """Images of the search's resolution (K, C, h, w) at full size."""
+        if self.attack.resolution == 1:
+            return images
+        size = self.update.input_shape[1:]
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
     # -- the search -------------------------------------------------------------------------
 
     def run(self, seed, start, name, progress) -> tuple[Inversion, bool]:
@@ -236,7 +244,7 @@ class Search:
         if soft is not None:
             labels = record.best_soft[winner].argmax(1)
         order = labels.argsort(stable=True)
-        restored = record.best_images[winner].clamp(0, 1)
+        restored = self.enlarge(record.best_images[winner]).clamp(0, 1)
         result = Inversion(restored[order].cpu(), labels[order].cpu(), record.frame(), attack)
         if record.failed_at is not None:
             raise InversionFailed(
@@ -248,12 +256,16 @@ class Search:
 
     def start(self, seed, given):
         """Images (R, K, C, H, W) to begin with."""
-        attack, shape = self.attack, (len(self.labels), *self.update.input_shape)
+        attack, full = self.attack, (len(self.labels), *self.update.input_shape)
+        side = [max(round(length * attack.resolution), 1) for length in full[2:]]
+        shape = (*full[:2], *side)
         draws = torch.Generator().manual_seed(seed)
         if given is not None:
             given = torch.as_tensor(given)
-            if given.shape != shape:
-                raise ValueError(f"start must have shape {shape}; got {tuple(given.shape)}")
+            if given.shape != full:
+                raise ValueError(f"start must have shape {full}; got {tuple(given.shape)}")
+            if shape != full:
+                given = F.interpolate(given, size=side, mode="area")
             images = given.expand(attack.restarts, *shape).clone()
         elif attack.start == "uniform":
             images = torch.rand(attack.restarts, *shape, generator=draws)
