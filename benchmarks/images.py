@@ -74,7 +74,7 @@ def heading(options) -> str:
     return "".join(
         [
             f"# python benchmarks/images.py, {datetime.date.today()}, torch {torch.__version__}\n",
-            f"# {platform.machine()} CPU, {options.threads} thread, on a machine shared with others\n",
+            f"# {platform.machine()} CPU, {options.threads} thread, other work beside it\n",
             "case,attack,seed,iterations,psnr,lowest,ssim,thumb8,mean_colour,cpu_seconds\n",
         ]
     )
