@@ -66,6 +66,48 @@ def convergence(result: Inversion) -> tuple[Figure, str]:
     return figure, alt
 
 
+def comparison(
+    batch: Batch, results: dict[str, tuple[Inversion, pd.DataFrame]]
+) -> tuple[Figure, str]:
+    """Originals above what each attack restored of them; the figure and its alt text."""
+    count = len(batch)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1 + len(results),
+            count,
+            figsize=(1.3 * max(count, 3) + 0.6, 1.55 * (1 + len(results))),
+            squeeze=False,
+            layout="constrained",
+        )
+        for column in range(count):
+            name = batch.class_names[batch.labels[column]]
+            show_image(axes[0, column], batch.images[column], name)
+            for row, (result, scores) in enumerate(results.values(), start=1):
+                image = result.images[scores["match"][column]]
+                show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
+        for axis, text in zip(axes[:, 0], ("original", *results), strict=True):
+            axis.set_ylabel(text)
+    means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
+    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    alt = (
+        f"{1 + len(results)} rows of {count} pictures. The client's images on top: {names}. Below, "
+        f"what each attack restored of them: {', '.join(means)} on average."
+    )
+    return figure, alt
+
+
+def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) -> tuple[Figure, str]:
+    """The columns of a table over its index, both axes logarithmic; the figure and its alt text."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+        for name, marker in zip(table.columns, "osd^v", strict=False):
+            axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
+        axis.set_xlabel(horizontal)
+        axis.set_ylabel(vertical)
+        axis.legend(frameon=False)
+    return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
+
+
 def show_image(axis, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     pixels = image.permute(1, 2, 0).cpu()

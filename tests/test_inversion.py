@@ -5,17 +5,18 @@ import torch
 from torch import nn
 
 import gleak
-from gleak import inversion
 from gleak.inversion import (
+    ATTACKS,
+    DISTANCES,
+    PRIORS,
     InversionFailed,
-    cosine_distance,
-    flatten,
+    cosine,
     labels_of,
+    peel,
     simulate,
+    spear,
     total_variation,
 )
-
-NETWORKS = ["lenet", "convnet", "resnet18"]
 
 
 @pytest.fixture
@@ -23,43 +24,260 @@ def update(batch):
     return gleak.fedsgd(gleak.build_model("convnet", batch, seed=1), batch)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_of_the_images_against_finite_differences(batch, name):
+def check_slope(loss, images, rel=2e-3, step=1e-9):
+    """The gradient of the loss at the images against finite differences in a random direction."""
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    variable = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(variable), variable)
+    up, down = loss(images + step * direction), loss(images - step * direction)
+    assert (gradient * direction).sum().item() == pytest.approx(
+        ((up - down) / (2 * step)).item(), rel=rel
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "distance"),
+    [("lenet", "l2"), ("resnet18", "cosine"), *(("convnet", name) for name in DISTANCES)],
+)
+def test_gradient_of_the_images_against_finite_differences(batch, name, distance):
     """Twice differentiated networks are where errors would hide; float64, sigmoid and ReLU."""
     model = gleak.build_model(name, batch, seed=1).double()
     double = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
     update = gleak.fedsgd(model, double)
-    parameters = list(update.model.parameters())
-    observed = flatten(update.gradient.values())
+    parameters, observed = list(update.model.parameters()), list(update.gradient.values())
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 32, 32, generator=generator, dtype=torch.float64)
-    direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
 
     def loss(x):
         simulated = simulate(update.model, parameters, x, batch.labels)
-        return cosine_distance(simulated, observed) + 0.04 * total_variation(x)
+        return DISTANCES[distance](simulated, observed)
 
-    variable = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(variable), variable)
-    step = 1e-9  # small enough to cross no kink of a ReLU
-    up, down = loss(images + step * direction), loss(images - step * direction)
-    assert (gradient * direction).sum().item() == pytest.approx(
-        ((up - down) / (2 * step)).item(), rel=2e-3
-    )
+    check_slope(loss, images)  # the step is small enough to cross no kink of a ReLU
 
 
-def test_the_truth_has_distance_zero(update, batch):
+@pytest.mark.parametrize("prior", PRIORS)
+def test_gradient_of_the_priors_against_finite_differences(prior):
+    generator = torch.Generator().manual_seed(0)
+    images = 0.5 + 0.5 * torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    if prior == "scale":  # the extremes must not lie at a kink: keep the differences small
+        check_slope(PRIORS[prior], images, rel=1e-3, step=1e-7)
+    else:
+        check_slope(PRIORS[prior], images, rel=1e-4, step=1e-7)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_truth_has_distance_zero(update, batch, distance):
     simulated = simulate(update.model, list(update.model.parameters()), batch.images, batch.labels)
-    assert cosine_distance(simulated, flatten(update.gradient.values())) < 1e-5
+    observed = list(update.gradient.values())
+    assert DISTANCES[distance](simulated, observed) < 1e-5
+    noise = [torch.randn_like(tensor) * tensor.std() for tensor in observed]
+    assert DISTANCES[distance](noise, observed) > 0.5
 
 
 def test_distances_and_priors_worked_by_hand():
-    a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
-    assert cosine_distance(a, b).item() == pytest.approx(1 - 24 / 25)
-    assert cosine_distance(a, -a).item() == pytest.approx(2)
+    a, b = [torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([4.0]), torch.tensor([3.0])]
+    assert cosine(a, b).item() == pytest.approx(1 - 24 / 25)
+    assert cosine(a, [-tensor for tensor in a]).item() == pytest.approx(2)
+    assert DISTANCES["l2"](a, b).item() == pytest.approx(2 / 25)
+    assert DISTANCES["l1"](a, b).item() == pytest.approx(2 / 7)
+    assert DISTANCES["layer-l2"](a, b).item() == pytest.approx((1 / 16 + 1 / 9) / 2)
+    assert DISTANCES["layer-cosine"](a, b).item() == pytest.approx(0, abs=1e-6)
     image = torch.tensor([[[[0.0, 1.0], [0.5, 0.5]]]])
     # down: |0.5| and |-0.5|, mean 0.5; across: 1 and 0, mean 0.5
     assert total_variation(image).item() == pytest.approx(1.0)
+    assert PRIORS["smooth_tv"](image).item() == pytest.approx((0.5**2 + 1) ** 0.5)
+    assert PRIORS["norm"](image).item() == pytest.approx(0.125)
+    assert PRIORS["scale"](image).item() == 0
+    assert PRIORS["scale"](image / 2).item() == pytest.approx((0.25 + 2 * 0.0625) / 4)
+    assert PRIORS["clip"](image).item() == 0
+    assert PRIORS["clip"](image + 0.5).item() == pytest.approx(0.25 / 4)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_preset_runs_and_lowers_its_loss(update, batch, name):
+    result = gleak.invert(update, batch.label_counts, name, iterations=12, progress=False)
+    assert result.history["loss"].min() < 0.95 * result.history["loss"].iloc[0]
+    assert result.images.shape == batch.images.shape
+    assert result.labels.shape == batch.labels.shape
+    assert "minimise" in str(result.attack)
+    assert "after" in str(result.attack)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "start": "gray"},
+        {"optimizer": "adamw", "start": "uniform", "schedule": "cosine"},
+        {"optimizer": "lbfgs", "lr": 1, "start": "patterned", "restarts": 2},
+        {"distance": "layer-cosine", "restarts": 2, "group": 0.1},
+        {"features": 1.0, "tv_end": 0.5, "noise": 0.01},
+        {"resolution": 0.25, "start": "normal"},
+        {"scale": 0.01, "clip": 1.0, "norm": 0.1, "box": False},
+    ],
+)
+def test_single_settings_can_be_replaced(update, batch, settings):
+    result = gleak.invert(
+        update, batch.label_counts, iterations=6, seed=3, progress=False, **settings
+    )
+    assert len(result.history) == 6 * (2 if settings.get("optimizer") == "lbfgs" else 1) or (
+        "restarts" in settings
+    )
+    assert torch.isfinite(result.images).all()
+    assert all(getattr(result.attack, name) == value for name, value in settings.items())
+
+
+def test_restarts_are_chosen_by_the_loss(update, batch):
+    runs = [
+        gleak.invert(update, batch.label_counts, iterations=10, restarts=count, progress=False)
+        for count in (1, 3)
+    ]
+    best = [run.history["loss"].min() for run in runs]
+    assert best[1] <= best[0] + 1e-4
+
+
+def test_a_start_can_be_given(update, batch):
+    start = batch.images[batch.labels.argsort()]
+    result = gleak.invert(
+        update, batch.label_counts, start=start, iterations=1, tv=0, progress=False
+    )
+    assert torch.equal(result.images, start)
+    with pytest.raises(ValueError, match="start must have shape"):
+        gleak.invert(update, batch.label_counts, start=start[:1], progress=False)
+
+
+def test_known_batch_norm_statistics_are_a_prior(batch):
+    model = gleak.build_model("resnet18", batch)
+    update = gleak.fedsgd(model, batch)
+    entered = {}
+    norm = update.model.get_submodule("1.bn1")
+    handle = norm.register_forward_pre_hook(lambda _, inputs: entered.update(x=inputs[0]))
+    with torch.no_grad():
+        update.model(batch.images)
+    handle.remove()
+    values = entered["x"].transpose(0, 1).flatten(1)
+    statistics = {"1.bn1": (values.mean(1), values.var(1, unbiased=False))}
+    result = gleak.invert(
+        update,
+        batch.label_counts,
+        "gradinversion",
+        start=batch.images[batch.labels.argsort()],
+        statistics=statistics,
+        restarts=1,
+        iterations=1,
+        progress=False,
+    )
+    assert result.history["batch_norm"][0] < 1e-4
+    with pytest.raises(ValueError, match="no batch norm layer 1.nothing"):
+        gleak.invert(
+            update,
+            batch.label_counts,
+            "gradinversion",
+            statistics={"1.nothing": statistics["1.bn1"]},
+            progress=False,
+        )
+
+
+def test_a_missing_compiler_is_a_note_not_a_failure(update, batch, monkeypatch, capsys):
+    def no_compiler(step):
+        def fail(*inputs):
+            raise RuntimeError("no C++ compiler found")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    settings = {"iterations": 3, "progress": False}
+    result = gleak.invert(update, batch.label_counts, compile=True, **settings)
+    plain = gleak.invert(update, batch.label_counts, **settings)
+    assert "no C++ compiler found" in capsys.readouterr().out
+    assert torch.equal(result.images, plain.images)
+
+
+@pytest.mark.parametrize("optimizer", ["signed-adam", "lbfgs"])
+def test_the_functional_step_is_the_eager_step(update, batch, monkeypatch, optimizer):
+    monkeypatch.setattr(torch, "compile", lambda step: step)  # the form, without the compiler
+    runs = [
+        gleak.invert(
+            update,
+            batch.label_counts,
+            iterations=3,
+            optimizer=optimizer,
+            compile=compile,
+            progress=False,
+        )
+        for compile in (False, True)
+    ]
+    assert runs[0].history["loss"].to_numpy() == pytest.approx(
+        runs[1].history["loss"].to_numpy(), rel=1e-3
+    )
+
+
+def test_one_image_of_a_smooth_network_comes_back_in_closed_form(batch):
+    one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
+    update = gleak.fedsgd(gleak.build_model("lenet", one, seed=1), one)
+    result = gleak.invert(update, one.label_counts, "gleak", progress=False)
+    assert result.attack is None  # there was nothing to search
+    assert (result.images - one.images).abs().max() < 5e-3
+    assert gleak.score(result.images, one.images)["psnr"][0] > 55
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_peeling_finds_the_activations_of_single_images(batch, seed):
+    update = gleak.fedsgd(gleak.build_model("convnet", batch, seed=seed), batch)
+    peeled = peel(update, batch.label_counts)
+    with torch.no_grad():
+        truth = batch.images[batch.labels.argsort()]
+        for layer in peeled.layers[: peeled.depth]:
+            truth = layer(truth)
+    assert (peeled.activations - truth).norm() < 1e-4 * truth.norm()
+    assert "enters Conv2d" in str(peeled)
+
+
+def test_inputs_of_linear_networks_come_back_exactly(tiny):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(16, 64),
+            nn.ReLU(),
+            nn.Linear(64, 32),
+            nn.ReLU(),
+            nn.Linear(32, 5),
+        )
+    distinct = gleak.Batch(tiny.images, torch.tensor([2, 0, 3]), list("abcde"))
+    repeated = gleak.Batch(tiny.images, torch.tensor([2, 0, 2]), list("abcde"))  # needs SPEAR
+    for secret in (distinct, repeated):
+        update = gleak.fedsgd(model, secret)
+        images = gleak.invert(update, secret.label_counts, "exact", progress=False).images
+        error = (images[:, None] - secret.images[None]).abs().amax((2, 3, 4))
+        assert error.min(0).values.max() < 1e-3  # every image is there, in some order
+
+
+def test_spear_separates_eight_inputs():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.rand(8, 100, generator=generator, dtype=torch.float64)
+    slopes = torch.randn(8, 200, generator=generator, dtype=torch.float64)
+    slopes *= torch.rand(8, 200, generator=generator) > 0.5
+    found = spear(slopes.T @ inputs, slopes.sum(0), 8)
+    error = (found[:, None] - inputs[None]).abs().amax(2)
+    assert error.min(0).values.max() < 1e-3
+    with pytest.raises(gleak.MissingKnowledge, match="rank 9"):
+        spear(slopes.T @ inputs, slopes.sum(0), 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "indices", "message"),
+    [
+        ("convnet", [0, 1, 3, 4], "peeling ends at what enters Conv2d"),
+        ("resnet18", [0, 1, 3, 4], "plain chain of layers"),
+        ("lenet", [0, 1, 2, 3], "at most once"),
+    ],
+)
+def test_exact_refuses_networks_without_closed_form(name, indices, message):
+    batch = gleak.load_batch("cifar10-samples", indices=indices)
+    update = gleak.fedsgd(gleak.build_model(name, batch), batch)
+    with pytest.raises(gleak.MissingKnowledge, match=message):
+        gleak.invert(update, batch.label_counts, "exact", progress=False)
 
 
 def test_an_image_comes_back(batch):
@@ -88,7 +306,7 @@ def test_the_best_iterate_is_kept(update, batch):
     simulated = simulate(
         update.model, list(update.model.parameters()), result.images, result.labels
     )
-    distance = cosine_distance(simulated, flatten(update.gradient.values())).item()
+    distance = cosine(simulated, list(update.gradient.values())).item()
     assert distance == pytest.approx(result.history["loss"].min(), rel=1e-3)
     assert result.history["loss"].iloc[-1] > result.history["loss"].min()
 
@@ -110,7 +328,7 @@ def test_ctrl_c_returns_the_best_so_far(update, batch, monkeypatch, capsys):
             raise KeyboardInterrupt
         return total_variation(images)
 
-    monkeypatch.setattr(inversion, "total_variation", interrupted)
+    monkeypatch.setitem(PRIORS, "tv", interrupted)
     result = gleak.invert(update, batch.label_counts, iterations=50, progress=False)
     assert len(result.history) == 7
     assert torch.isfinite(result.images).all()
@@ -119,9 +337,9 @@ def test_ctrl_c_returns_the_best_so_far(update, batch, monkeypatch, capsys):
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_images(update, batch, monkeypatch):
     calls = iter(range(100))
-    monkeypatch.setattr(
-        inversion,
-        "total_variation",
+    monkeypatch.setitem(
+        PRIORS,
+        "tv",
         lambda images: total_variation(images) * (torch.nan if next(calls) >= 30 else 1),
     )
     with pytest.raises(InversionFailed, match="not finite at iteration 50") as caught:
@@ -139,8 +357,19 @@ def test_labels_are_in_ascending_order(update):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attack": "magic"}, "unknown attack 'magic'; known: inverting-gradients"),
-        ({"strength": 3}, "has no strength; known: tv, lr"),
+        ({"attack": "magic"}, "unknown attack 'magic'; known: dlg, idlg, inverting-gradients"),
+        ({"strength": 3}, "has no strength; known: distance, match"),
+        ({"distance": "far"}, "unknown distance 'far'; known: cosine"),
+        ({"optimizer": "luck"}, "unknown optimizer 'luck'; known: adam"),
+        ({"schedule": "late"}, "unknown schedule 'late'"),
+        ({"start": "nowhere"}, "unknown start 'nowhere'"),
+        ({"tv": -1}, "tv must be a number >= 0"),
+        ({"tv": float("nan")}, "tv must be a number >= 0"),
+        ({"resolution": 1.5}, "resolution must be in"),
+        ({"restarts": 0}, "restarts must be at least 1"),
+        ({"match": 0}, "needs match or features"),
+        ({"optimizer": "lbfgs", "group": 1, "restarts": 2}, "group consistency needs"),
+        ({"attack": "exact", "tv": 1}, "nothing to override"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"counts": [4]}, "counts must be 10 whole numbers"),
         ({"counts": torch.full((10,), 0.4)}, "counts must be 10 whole numbers"),

@@ -1,0 +1,169 @@
+"""breaching's "invertinggradients" beside gleak: same images, network, labels and CPU seconds.
+
+    pip install breaching hydra-core
+    python benchmarks/peers.py [--models lenet convnet resnet18] [--sizes 4] [--iterations 400]
+
+breaching (PyPI 0.1.2) runs with its own defaults for the given number of iterations. gleak's
+inverting-gradients runs for as many, and gleak's own attack as long as breaching took, or less.
+The networks are untrained, the labels known; batch norm is in eval mode, as breaching has it.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
+import torch
+
+import gleak
+
+DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]  # of the CIFAR-10 samples: eight classes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["lenet", "convnet", "resnet18"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[4])
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--one", nargs=4, metavar=("WHO", "MODEL", "SIZE", "SECONDS"), help="one run"
+    )
+    options = parser.parse_args()
+    if options.one:
+        who, model, size, seconds = options.one
+        print(json.dumps(run(who, model, int(size), float(seconds), options)))
+        return
+    rows = []
+    for model in options.models:
+        for size in options.sizes:
+            seconds = 0.0
+            for who in ("breaching", "inverting-gradients", "gleak"):
+                row = in_own_process(who, model, size, seconds, options)
+                if who == "breaching":
+                    seconds = row["cpu_seconds"]
+                rows.append(row)
+                if not options.json:
+                    print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if options.json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+
+
+def in_own_process(who, model, size, seconds, options) -> dict:
+    """Each run in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--one", who, model, str(size), str(seconds)]
+    for name in ("iterations", "seed", "threads"):
+        command += [f"--{name}", str(getattr(options, name))]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def run(who: str, model: str, size: int, seconds: float, options) -> dict:
+    """One attack on one batch."""
+    torch.set_num_threads(options.threads)
+    batch = gleak.load_batch("cifar10-samples", indices=DISTINCT[:size])
+    network = gleak.build_model(model, batch, seed=options.seed)
+    update = gleak.fedsgd(network, batch, training=False)
+    base = peak_mb()
+    if who == "breaching":
+        attack = prepare_breaching(update, batch, options)
+    else:
+
+        def attack(iterations=None):
+            return gleak.invert(
+                update,
+                batch.label_counts,
+                who,
+                iterations=iterations or options.iterations,
+                seed=options.seed,
+                progress=False,
+            ).images
+
+    iterations = options.iterations
+    if who == "gleak":  # as many iterations as fit into the peer's time
+        trial = 40
+        began = time.process_time()
+        attack(trial)
+        trial_seconds = time.process_time() - began
+        iterations = max(int(trial * seconds / trial_seconds), trial)
+    began, wall = time.process_time(), time.perf_counter()
+    images = attack(iterations) if who == "gleak" else attack()
+    taken, wall = time.process_time() - began, time.perf_counter() - wall
+    scores = gleak.score(images, batch.images)
+    return {
+        "attack": who,
+        "model": model,
+        "batch": size,
+        "iterations": iterations,
+        "psnr": round(scores["psnr"].mean(), 2),
+        "ssim": round(scores["ssim"].mean(), 3),
+        "flat": round(scores["mean_colour"].mean(), 2),
+        "thumb8": round(scores["thumb8"].mean(), 2),
+        "cpu_seconds": round(taken, 1),
+        "wall_seconds": round(wall, 1),
+        "peak_mb": round(peak_mb() - base),
+    }
+
+
+def peak_mb() -> float:
+    """The largest memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
+
+
+def prepare_breaching(update, batch, options):
+    """breaching's attack as a function without arguments.
+
+    Shims: its data sets cannot be handed in, so payload and shared data are written by hand; it
+    normalises outside the network, so the network goes in without its first layer.
+    """
+    warnings.simplefilter("ignore")
+    import breaching
+
+    normalise, network = update.model[0], update.model[1]
+    config = breaching.get_config(overrides=["attack=invertinggradients", "case/data=CIFAR10"])
+    config.attack.optim.max_iterations = options.iterations
+    config.attack.optim.callback = options.iterations
+    config.case.data.shape = list(update.input_shape)
+    setup = {"device": torch.device("cpu"), "dtype": torch.float}
+    attacker = breaching.attacks.prepare_attack(
+        network, torch.nn.CrossEntropyLoss(), config.attack, setup
+    )
+    payload = {
+        "parameters": list(network.parameters()),
+        "buffers": list(network.buffers()),
+        "metadata": config.case.data,
+    }
+    shared = {
+        "gradients": list(update.gradient.values()),
+        "buffers": None,
+        "metadata": {
+            "num_data_points": len(batch),
+            "labels": batch.labels.sort().values,
+            "local_hyperparams": None,
+            "data_key": "inputs",
+        },
+    }
+
+    def attack():
+        torch.manual_seed(options.seed)
+        found, _ = attacker.reconstruct([payload], [shared], {}, dryrun=False)
+        return normalise_back(found["data"].detach(), normalise).clamp(0, 1)
+
+    return attack
+
+
+def normalise_back(images, normalise):
+    """From normalised to [0, 1]."""
+    return images * normalise.std + normalise.mean
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What a gradient gives away in closed form: activations of single images, layer by layer.
+
+The last layer. Its gradient is sum_k (p_k - y_k) o_k^T / K. With the labels known, the softmax p_k
+follows from the features o_k, and the features follow from p_k by least squares: the two equations
+together have one solution, the features of each class (for a class that occurs once: of its image).
+
+The layers before. With o_k and p_k known, backpropagation from the loss down to a layer's output is
+known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
+linear in the layer's input, and least squares gives that, as long as the layer has more weights
+than the batch has values there. This peels a network from its end, until a pooling layer, or a
+layer with too few weights, or a class with several images, stops it. For single images and without
+the batch it is R-GAP (Zhu & Blaschko 2021).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+from torch import nn
+from torch.nn import functional as F
+
+from gleak.models import Normalise
+from gleak.update import MissingKnowledge, Update
+
+TOLERANCE = 1e-3  # relative error above which an equation counts as not solved
+
+
+@dataclass(frozen=True, eq=False)
+class Peeled:
+    """Activations (K, ...), in the order of the labels, that enter layer `depth` of the chain.
+
+    depth 0 is the image itself. layers: the chain.
+    """
+
+    layers: tuple[nn.Module, ...]
+    depth: int
+    activations: torch.Tensor
+
+    def __str__(self) -> str:
+        into = type(self.layers[self.depth]).__name__ if self.depth else "the network"
+        shape = "x".join(map(str, self.activations.shape[1:]))
+        return f"what enters {into} (layer {self.depth} of {len(self.layers)}), {shape} values each"
+
+
+def class_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean features (C, M) and mean softmax (C, N) of each class that occurs, in float64.
+
+    A class that occurs once gives the features of its one image, to about six digits. For others
+    it takes the softmax to be the same within the class, as it is on untrained networks.
+
+    Raises MissingKnowledge without the gradients of the classifier's weight and bias, when
+    all classes occur (the equations are then singular) or when no solution is found.
+    """
+    weight_gradient, bias_gradient = update.classifier_gradient()
+    if bias_gradient is None or update.classifier.bias is None:
+        raise MissingKnowledge("class features need the gradient of the classifier's bias")
+    weight, bias = update.classifier.weight.double(), update.classifier.bias.double()
+    present = counts.nonzero().flatten()
+    share = counts[present].double()[:, None].to(weight) / counts.sum()  # (C, 1)
+    one_hot = F.one_hot(present, len(weight)).to(weight)
+    if len(present) >= len(weight):
+        raise MissingKnowledge("class features need a class that does not occur in the batch")
+    gradient = weight_gradient.double()
+    mean_softmax = bias_gradient.double() + (share * one_hot).sum(0)
+
+    def features(softmax):
+        return torch.linalg.pinv((share * (softmax - one_hot)).T) @ gradient
+
+    def logits(softmax):
+        return features(softmax) @ weight.T + bias
+
+    # On an untrained network the softmax hardly depends on the image: a few rounds settle it.
+    softmax = mean_softmax.expand(len(present), -1)
+    for _ in range(20):
+        before, softmax = softmax, logits(softmax).softmax(1)
+    if (softmax - before).abs().max() < 1e-12:
+        return features(softmax), softmax
+
+    def residual(flat):
+        guess = torch.from_numpy(flat).view(len(present), -1).to(weight).log_softmax(1)
+        error = logits(guess.exp()).log_softmax(1) - guess
+        balance = (share * guess.exp()).sum(0) - mean_softmax
+        return torch.cat([error.flatten(), 10 * balance]).cpu().numpy()
+
+    start = mean_softmax.clamp_min(1e-4).log().expand(len(present), -1).cpu().numpy()
+    draws = np.random.default_rng(0)
+    for attempt in range(12):
+        noise = draws.normal(size=start.shape) * (attempt and 1 + 0.2 * attempt)
+        found = least_squares(residual, (start + noise).ravel(), max_nfev=60)
+        if found.cost < 1e-9:
+            guess = torch.from_numpy(found.x).view(len(present), -1).to(weight)
+            return features(guess.softmax(1)), guess.softmax(1)
+    raise MissingKnowledge("no softmax fits the classifier's gradient: are the counts right?")
+
+
+def peel(update: Update, counts: torch.Tensor) -> Peeled:
+    """Peel the network from its end, as far towards the image as the gradient allows.
+
+    Raises MissingKnowledge when a class occurs more than once (only sums of its images show), for
+    networks that are no chain of known layers, and where `class_features` does.
+    """
+    if counts.max() > 1:
+        raise MissingKnowledge("peeling needs every class to occur at most once in the batch")
+    layers, sent = chain(update.model), update.equivalent_gradient()
+    names = {id(module): name for name, module in update.model.named_modules()}
+    with torch.no_grad():
+        shapes = [(1, *update.input_shape)]
+        probe = torch.full(shapes[0], 0.5).to(update.classifier.weight)
+        for layer in layers:
+            probe = layer(probe)
+            shapes.append(tuple(probe.shape))
+
+    features, softmax = class_features(update, counts)
+    labels = counts.nonzero().flatten()
+    wrong = (softmax - F.one_hot(labels, update.num_classes).to(softmax)) / len(labels)
+    values = features
+    active = torch.ones_like(values, dtype=torch.bool)  # where the values are known
+    slope = wrong @ update.classifier.weight.double()  # d loss / d values
+    depth, known = len(layers) - 1, values
+    for index in range(len(layers) - 2, -1, -1):
+        layer = layers[index]
+        if isinstance(layer, nn.Flatten):
+            values, slope = (t.reshape(-1, *shapes[index][1:]) for t in (values, slope))
+        elif isinstance(layer, nn.ReLU):
+            # what is zero comes out of least squares as rounding noise
+            active = values > 2e-6 * values.max()
+            slope = slope * active
+        elif isinstance(layer, nn.Sigmoid):
+            values = values.clamp(1e-9, 1 - 1e-9)
+            slope, values = slope * values * (1 - values), values.logit()
+            active = torch.ones_like(values, dtype=torch.bool)
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            observed = sent.get(f"{names[id(layer)]}.weight")
+            if observed is None:
+                break
+            shape = shapes[index][1:]
+            inputs = solve_input(layer, slope, observed.double(), values, active, shape)
+            if inputs is None:
+                break
+            slope = pull_back(layer, slope, inputs)
+            values = inputs
+        elif isinstance(layer, Normalise):
+            values = values * layer.std.double() + layer.mean.double()
+        else:
+            break
+        if not consistent(layers[index:], values, features):
+            break
+        depth, known = index, values
+    return Peeled(tuple(layers), depth, known.to(update.classifier.weight.dtype))
+
+
+def chain(model: nn.Module) -> list[nn.Module]:
+    """The layers of nested Sequentials in order; MissingKnowledge for any other shape of model."""
+    layers = []
+    for module in model.children() if isinstance(model, nn.Sequential) else [model]:
+        if isinstance(module, nn.Sequential):
+            layers += chain(module)
+        elif any(True for _ in module.children()):
+            raise MissingKnowledge(
+                f"peeling needs a plain chain of layers; got a {type(module).__name__}"
+            )
+        else:
+            layers.append(module)
+    return layers
+
+
+def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor | None:
+    """The input (K, *shape) of a linear layer, or None where it is not determined.
+
+    Two sets of equations: the weight gradient is linear in the input, given the slope at the
+    output; and so is the output itself, as far as it is known (behind ReLU: where it is active).
+    """
+    if isinstance(layer, nn.Linear):
+        matrix, target, channels = slope.T, observed, 1  # observed = slope^T @ inputs
+    elif layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    else:
+        channels, height, width = shape
+        unit = torch.eye(height * width).to(slope).view(-1, 1, height, width)
+        patches = F.unfold(unit, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        # one matrix serves all input channels: (output channel, tap) x (image, pixel)
+        matrix = torch.einsum("kop,qtp->otkq", slope.flatten(2), patches)
+        matrix = matrix.reshape(-1, len(slope) * height * width)
+        target = observed.permute(0, 2, 3, 1).reshape(len(matrix), channels)
+
+    def as_inputs(solution):  # (image x pixel, channel) -> (K, *shape)
+        if isinstance(layer, nn.Linear):
+            return solution
+        solution = solution.T.reshape(channels, len(slope), height, width)
+        return solution.transpose(0, 1)
+
+    left, values, right = torch.linalg.svd(matrix, full_matrices=True)
+    rank = int((values > 1e-6 * values[0]).sum())
+    solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
+    if (matrix @ solution - target).norm() > TOLERANCE * target.norm():
+        return None
+    inputs = as_inputs(solution)
+    free = len(right) - rank
+    if not free:
+        return inputs
+    # What the gradient leaves open, the output may tell.
+    if isinstance(layer, nn.Linear) or free * channels > min(4096, int(known.sum())):
+        return None
+    unit = torch.eye(channels).to(slope)
+    basis = torch.einsum("fp,cd->fcpd", right[rank:], unit).flatten(0, 1)
+    with torch.no_grad():
+        zero = double(layer, torch.zeros_like(inputs))
+        columns = [(double(layer, as_inputs(b)) - zero)[known] for b in basis]
+        missing = (outputs - double(layer, inputs))[known]
+    weights = torch.linalg.lstsq(torch.stack(columns, dim=1), missing[:, None]).solution
+    return inputs + as_inputs((basis * weights[:, :, None]).sum(0))
+
+
+def double(layer, inputs: torch.Tensor) -> torch.Tensor:
+    """The layer's output in float64."""
+    state = {name: value.double() for name, value in layer.state_dict().items()}
+    return torch.func.functional_call(layer, state, (inputs.double(),))
+
+
+def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The slope at a linear layer's input from the one at its output."""
+    inputs = torch.zeros_like(inputs).requires_grad_()
+    return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
+
+
+@torch.no_grad()
+def consistent(layers, values: torch.Tensor, features: torch.Tensor) -> bool:
+    """Whether the activations, sent forward again, give the classifier's features."""
+    for layer in layers[:-1]:
+        values = double(layer, values)
+    return bool((values - features).norm() < 10 * TOLERANCE * features.norm())

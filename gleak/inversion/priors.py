@@ -1,0 +1,52 @@
+"""What images look like, gradient or not: priors on images (K, C, H, W) -> one number.
+
+All are means over images and pixels, so weights carry over from size to size.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def total_variation(images: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of neighbouring pixels, across plus down."""
+    down, across = differences(images)
+    return down.abs().mean() + across.abs().mean()
+
+
+def isotropic_variation(images: torch.Tensor) -> torch.Tensor:
+    """Mean length of the colour gradient; unlike `total_variation` it is smooth everywhere."""
+    down, across = differences(images)
+    return (down[..., :-1].square() + across[..., :-1, :].square() + 1e-6).sqrt().mean()
+
+
+def clip(images: torch.Tensor) -> torch.Tensor:
+    """Squared distance to the valid range [0, 1]."""
+    return (images - images.clamp(0, 1)).square().mean()
+
+
+def scale(images: torch.Tensor) -> torch.Tensor:
+    """Squared distance of each image to itself stretched to fill [0, 1]."""
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - (images - low) / (high - low).clamp_min(1e-6)).square().mean()
+
+
+def norm(images: torch.Tensor) -> torch.Tensor:
+    """Squared distance to mid gray (the l2 prior; normalised images have their origin there)."""
+    return (images - 0.5).square().mean()
+
+
+def differences(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel minus upper neighbour, and minus left neighbour."""
+    down = images[..., 1:, :] - images[..., :-1, :]
+    return down, images[..., :, 1:] - images[..., :, :-1]
+
+
+# Name of the weight in an Attack -> prior.
+PRIORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tv": total_variation,
+    "smooth_tv": isotropic_variation,
+    "clip": clip,
+    "scale": scale,
+    "norm": norm,
+}
