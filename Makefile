@@ -3,8 +3,10 @@
 PYTHON ?= python3
 PROFILE ?= reference
 VENV := .venv/bin/python
-# Small networks run faster on one thread, and one thread gives one result.
+# As in gleak/chapters.py: one thread, and memory that is kept instead of given back at every step.
 export OMP_NUM_THREADS ?= 1
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 .PHONY: help setup reproduce book test lint clean
 

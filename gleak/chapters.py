@@ -25,6 +25,14 @@ from papermill.exceptions import PapermillExecutionError
 
 PROFILES = ("smoke", "reference", "full")
 
+# What chapters run with. Small networks are faster on one thread, and one thread gives one result.
+# Large ones spend half their time on getting zeroed pages from the system, unless glibc keeps them.
+KERNEL = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
+
 
 class ChapterError(ValueError):
     """A chapter that cannot be run as asked, or whose run failed."""
@@ -94,8 +102,8 @@ def execute(run: Run) -> float:
         f"{run.chapter}.failed.ipynb"
     )
     failed.parent.mkdir(parents=True, exist_ok=True)
-    # Small networks run faster on one thread, and one thread gives one result.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in KERNEL.items():
+        os.environ.setdefault(name, value)
     started = time.perf_counter()
     try:
         executed = papermill.execute_notebook(
