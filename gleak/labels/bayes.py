@@ -107,7 +107,8 @@ def blend(case: Case) -> tuple[np.ndarray, float]:
     """Shares (N,) that sum to K, and how far they come from `tied` (1) or from `flows` (0).
 
     The decision is by the total flow over what it would be if the network were as unsure as `tied`
-    takes it to be, for the counts that `flows` finds: about 1 before training, near 0 after it.
+    takes it to be, for the counts that `flows` finds: about 1 before training, near 0 after it. A
+    network that could not be sure of a class even at the embedding most like it is `tied` anyway.
     """
     k = case.k
     gradient = (k * case.weight_gradient, k * case.bias_gradient)
@@ -119,6 +120,10 @@ def blend(case: Case) -> tuple[np.ndarray, float]:
     unsure = flows(wrong @ embeddings, wrong.sum(1), weight, case.non_negative).sum()
     ratio = out.sum() / unsure if unsure > 0 else 1.0
     trust = float(min(max((ratio - 0.4) / 0.2, 0.0), 1.0))
+    mean = mean_embedding(*gradient, case.non_negative)
+    likely = dictionary(mean, weight, 1.0, case.non_negative) @ weight.T + bias
+    if likely.softmax(1).diagonal().mean() < (1 + 1 / case.n) / 2:
+        trust = 1.0
     direct = k * direct / max(direct.sum(), 1e-12)
     return trust * direct + (1 - trust) * by_flow, trust
 
