@@ -80,7 +80,16 @@ def label_posterior(update: Update, *, seed: int = 0, along: str = "start") -> L
 
     Raises MissingKnowledge when the classifier has no bias.
     """
-    case = Case(update, seed=seed, along=along)
+    return describe(Case(update, seed=seed, inputs=100, along=along))
+
+
+def gleak(case: Case) -> torch.Tensor:
+    """Counts of `label_posterior`, without their uncertainty."""
+    return describe(case).counts.double()
+
+
+def describe(case: Case) -> LabelPosterior:
+    """The posterior of one case; see `label_posterior`."""
     shares, trust = blend(case)
     at_least = proven(case)
     sure = 0.9 * trust
@@ -98,20 +107,22 @@ def label_posterior(update: Update, *, seed: int = 0, along: str = "start") -> L
     )
 
 
-def gleak(case: Case) -> torch.Tensor:
-    """Counts of `label_posterior`, without their uncertainty."""
-    return label_posterior(case.update, seed=case.seed, along=case.along).counts.double()
-
-
 def blend(case: Case) -> tuple[np.ndarray, float]:
     """Shares (N,) that sum to K, and how far they come from `tied` (1) or from `flows` (0).
 
     The decision is by the total flow over what it would be if the network were as unsure as `tied`
-    takes it to be, for the counts that `flows` finds: about 1 before training, near 0 after it.
+    takes it to be, for the counts that `flows` finds: about 1 before training, near 0 after it. A
+    network that has not learned at all, so that even the embedding most like a class gets less than
+    three times the softmax of chance, has one softmax for all inputs: that of random ones (`zlg`).
     """
     k = case.k
     gradient = (k * case.weight_gradient, k * case.bias_gradient)
     weight, bias = case.weight, case.bias
+    mean = mean_embedding(*gradient, case.non_negative)
+    likely = dictionary(mean, weight, 1.0, case.non_negative) @ weight.T + bias
+    if likely.softmax(1).diagonal().mean() < min(3 / case.n, (1 + 1 / case.n) / 2):
+        direct = (k * case.statistics[0].mean(0) - gradient[1]).clamp_min(0)
+        return (k * direct / direct.sum().clamp_min(1e-30)).numpy(), 1.0
     direct, q, embeddings = tied(*gradient, weight, bias, k, case.non_negative)
     out = flows(*gradient, weight, case.non_negative)
     by_flow = k * out / out.sum() if out.sum() > 0 else np.full(case.n, k / case.n)
