@@ -90,7 +90,7 @@ def comparison(
     means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
     names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
     alt = (
-        f"{1 + len(results)} rows of {count} pictures. The client's images on top: {names}. Below, "
+        f"Rows of {count} pictures. The client's images on top: {names}. Below, "
         f"what each attack restored of them: {', '.join(means)} on average."
     )
     return figure, alt
