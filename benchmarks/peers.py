@@ -87,11 +87,13 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
 
     iterations = options.iterations
     if who == "gleak":  # as many iterations as fit into the peer's time
-        trial = 40
-        began = time.process_time()
-        attack(trial)
-        trial_seconds = time.process_time() - began
-        iterations = max(int(trial * seconds / trial_seconds), trial)
+        taken = []
+        for trial in (100, 300):  # the closed form comes on top of the steps
+            began = time.process_time()
+            attack(trial)
+            taken.append(time.process_time() - began)
+        each = max((taken[1] - taken[0]) / 200, 1e-4)
+        iterations = max(int((seconds - taken[0]) / each) + 100, 100)
     began, wall = time.process_time(), time.perf_counter()
     images = attack(iterations) if who == "gleak" else attack()
     taken, wall = time.process_time() - began, time.perf_counter() - wall

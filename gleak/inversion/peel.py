@@ -1,15 +1,14 @@
 """What a gradient gives away in closed form: activations of single images, layer by layer.
 
-The last layer. Its gradient is sum_k (p_k - y_k) o_k^T / K. With the labels known, the softmax p_k
-follows from the features o_k, and the features follow from p_k by least squares: the two equations
-together have one solution, the features of each class (for a class that occurs once: of its image).
+The last layer. Its gradient is sum_k (p_k - y_k) o_k^T / K. With the labels known, the features o_k
+follow from the softmax p_k by least squares, and the softmax follows from the features. The two
+equations together have one solution: the features of every single image.
 
 The layers before. With o_k and p_k known, backpropagation from the loss down to a layer's output is
 known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
-than the batch has values there. This peels a network from its end, until a pooling layer, or a
-layer with too few weights, or a class with several images, stops it. For single images and without
-the batch it is R-GAP (Zhu & Blaschko 2021).
+than the batch has values there. This peels a network from its end, until a pooling layer or a layer
+with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021).
 """
 
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import least_squares
+from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
-TOLERANCE = 1e-3  # relative error above which an equation counts as not solved
+TOLERANCE = 1e-2  # relative error above which an equation counts as not solved
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,65 +43,79 @@ class Peeled:
         return f"what enters {into} (layer {self.depth} of {len(self.layers)}), {shape} values each"
 
 
-def class_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean features (C, M) and mean softmax (C, N) of each class that occurs, in float64.
+def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
-    A class that occurs once gives the features of its one image, to about six digits. For others
-    it takes the softmax to be the same within the class, as it is on untrained networks.
+    The classifier's gradient is G = (P - Y)^T O / K, of rank K at most. What spans its columns is
+    known, so P = Y + C U^T with a K x K matrix C, and O follows from C. The classifier must turn O
+    into P again: that decides C. Images of one class differ only by their softmax, which on
+    untrained networks is a matter of the fifth digit; it is in the gradient all the same.
 
-    Raises MissingKnowledge without the gradients of the classifier's weight and bias, when
-    all classes occur (the equations are then singular) or when no solution is found.
+    Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
+    images than classes less one, and when no solution is found.
     """
     weight_gradient, bias_gradient = update.classifier_gradient()
     if bias_gradient is None or update.classifier.bias is None:
-        raise MissingKnowledge("class features need the gradient of the classifier's bias")
-    weight, bias = update.classifier.weight.double(), update.classifier.bias.double()
-    present = counts.nonzero().flatten()
-    share = counts[present].double()[:, None].to(weight) / counts.sum()  # (C, 1)
-    one_hot = F.one_hot(present, len(weight)).to(weight)
-    if len(present) >= len(weight):
-        raise MissingKnowledge("class features need a class that does not occur in the batch")
-    gradient = weight_gradient.double()
-    mean_softmax = bias_gradient.double() + (share * one_hot).sum(0)
-
-    def features(softmax):
-        return torch.linalg.pinv((share * (softmax - one_hot)).T) @ gradient
-
-    def logits(softmax):
-        return features(softmax) @ weight.T + bias
-
-    # On an untrained network the softmax hardly depends on the image: a few rounds settle it.
-    softmax = mean_softmax.expand(len(present), -1)
-    for _ in range(20):
-        before, softmax = softmax, logits(softmax).softmax(1)
-    if (softmax - before).abs().max() < 1e-12:
-        return features(softmax), softmax
+        raise MissingKnowledge("features in closed form need the gradient of the classifier's bias")
+    device = update.classifier.weight.device
+    gradient, bias_gradient, weight, bias = (
+        tensor.double().cpu().numpy()
+        for tensor in (
+            weight_gradient,
+            bias_gradient,
+            update.classifier.weight,
+            update.classifier.bias,
+        )
+    )
+    counts = counts.cpu().numpy()
+    labels = np.repeat(np.arange(len(counts)), counts)
+    size, classes = len(labels), len(counts)
+    if size >= classes:
+        raise MissingKnowledge(
+            f"features in closed form need fewer images than classes; here {size} and {classes}"
+        )
+    one_hot = np.eye(classes)[labels]
+    mean_softmax = bias_gradient + one_hot.mean(0)
+    left, values, right = np.linalg.svd(gradient, full_matrices=False)
+    if values[size - 1] < 1e-7 * values[0]:
+        raise MissingKnowledge("the classifier's gradient does not tell the images apart")
+    columns, rows = left[:, :size], size * values[:size, None] * right[:size]
 
     def residual(flat):
-        guess = torch.from_numpy(flat).view(len(present), -1).to(weight).log_softmax(1)
-        error = logits(guess.exp()).log_softmax(1) - guess
-        balance = (share * guess.exp()).sum(0) - mean_softmax
-        return torch.cat([error.flatten(), 10 * balance]).cpu().numpy()
+        mix = flat.reshape(size, size)
+        guess = one_hot + mix @ columns.T
+        try:
+            logits = np.linalg.solve(mix.T, rows @ weight.T) + bias
+        except np.linalg.LinAlgError:
+            return np.full(size * classes + classes, 1e3)
+        error = softmax(logits, axis=1) - guess
+        return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
-    start = mean_softmax.clamp_min(1e-4).log().expand(len(present), -1).cpu().numpy()
     draws = np.random.default_rng(0)
-    for attempt in range(12):
-        noise = draws.normal(size=start.shape) * (attempt and 1 + 0.2 * attempt)
-        found = least_squares(residual, (start + noise).ravel(), max_nfev=60)
-        if found.cost < 1e-9:
-            guess = torch.from_numpy(found.x).view(len(present), -1).to(weight)
-            return features(guess.softmax(1)), guess.softmax(1)
+    for attempt in range(40):
+        spread = 0.5 + 3 * draws.random() if attempt else 0.0
+        guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
+        # images of one class must start apart
+        guess = guess * np.exp(1e-3 * draws.normal(size=one_hot.shape))
+        guess = guess / guess.sum(1, keepdims=True)
+        found = least_squares(
+            residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
+        )
+        if found.cost < 1e-11:
+            mix = found.x.reshape(size, size)
+            return (
+                torch.from_numpy(np.linalg.solve(mix.T, rows)).to(device),
+                torch.from_numpy(one_hot + mix @ columns.T).to(device),
+            )
     raise MissingKnowledge("no softmax fits the classifier's gradient: are the counts right?")
 
 
 def peel(update: Update, counts: torch.Tensor) -> Peeled:
     """Peel the network from its end, as far towards the image as the gradient allows.
 
-    Raises MissingKnowledge when a class occurs more than once (only sums of its images show), for
-    networks that are no chain of known layers, and where `class_features` does.
+    Raises MissingKnowledge for networks that are no chain of known layers, and where
+    `image_features` does.
     """
-    if counts.max() > 1:
-        raise MissingKnowledge("peeling needs every class to occur at most once in the batch")
     layers, sent = chain(update.model), update.equivalent_gradient()
     names = {id(module): name for name, module in update.model.named_modules()}
     with torch.no_grad():
@@ -111,9 +125,9 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
             probe = layer(probe)
             shapes.append(tuple(probe.shape))
 
-    features, softmax = class_features(update, counts)
-    labels = counts.nonzero().flatten()
-    wrong = (softmax - F.one_hot(labels, update.num_classes).to(softmax)) / len(labels)
+    features, probabilities = image_features(update, counts)
+    labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
+    wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features
     active = torch.ones_like(values, dtype=torch.bool)  # where the values are known
     slope = wrong @ update.classifier.weight.double()  # d loss / d values
@@ -123,9 +137,11 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
         if isinstance(layer, nn.Flatten):
             values, slope = (t.reshape(-1, *shapes[index][1:]) for t in (values, slope))
         elif isinstance(layer, nn.ReLU):
-            # what is zero comes out of least squares as rounding noise
-            active = values > 2e-6 * values.max()
-            slope = slope * active
+            # what is zero comes out of least squares as noise, as large as the negative values
+            noise = -values.flatten(1).amin(1).clamp_max(0).view(-1, *[1] * (values.ndim - 1))
+            active = values > (1.5 * noise).clamp_min(2e-6 * values.max())
+            above, slope = slope, slope * active
+            continue  # what entered is known only where it was positive
         elif isinstance(layer, nn.Sigmoid):
             values = values.clamp(1e-9, 1 - 1e-9)
             slope, values = slope * values * (1 - values), values.logit()
@@ -136,6 +152,17 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
                 break
             shape = shapes[index][1:]
             inputs = solve_input(layer, slope, observed.double(), values, active, shape)
+            for _ in range(5):
+                # with almost right inputs, the layer itself says which units were active
+                if inputs is None or not isinstance(layers[index + 1], nn.ReLU):
+                    break
+                with torch.no_grad():
+                    outputs = double(layer, inputs)
+                again = outputs > 0
+                if (again == active).all():
+                    break
+                active, values, slope = again, outputs, above * again
+                inputs = solve_input(layer, slope, observed.double(), values, active, shape)
             if inputs is None:
                 break
             slope = pull_back(layer, slope, inputs)
@@ -229,4 +256,4 @@ def consistent(layers, values: torch.Tensor, features: torch.Tensor) -> bool:
     """Whether the activations, sent forward again, give the classifier's features."""
     for layer in layers[:-1]:
         values = double(layer, values)
-    return bool((values - features).norm() < 10 * TOLERANCE * features.norm())
+    return bool((values - features).norm() < TOLERANCE * features.norm())
