@@ -31,7 +31,7 @@ CASES = {
     "convnet-4": ("convnet", True, DISTINCT[:4], 600, None),
     "lenet-1": ("lenet", True, DISTINCT[:1], 1500, None),
     "lenet-4": ("lenet", True, DISTINCT[:4], 1500, None),
-    "convnet-4-repeated": ("convnet", True, [0, 1, 2, 3], 600, 600),
+    "convnet-4-repeated": ("convnet", True, [0, 1, 2, 3], 600, None),
     "convnet-8": ("convnet", True, DISTINCT, 600, None),
     "convnet-1": ("convnet", True, DISTINCT[:1], 600, None),
     "convnet-2": ("convnet", True, DISTINCT[:2], 600, None),

@@ -93,7 +93,7 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
             attack(trial)
             taken.append(time.process_time() - began)
         each = max((taken[1] - taken[0]) / 200, 1e-4)
-        iterations = max(int((seconds - taken[0]) / each) + 100, 100)
+        iterations = min(max(int((seconds - taken[0]) / each) + 100, 100), 3000)
     began, wall = time.process_time(), time.perf_counter()
     images = attack(iterations) if who == "gleak" else attack()
     taken, wall = time.process_time() - began, time.perf_counter() - wall
