@@ -130,8 +130,24 @@ def blend(case: Case) -> tuple[np.ndarray, float]:
     unsure = flows(wrong @ embeddings, wrong.sum(1), weight, case.non_negative).sum()
     ratio = out.sum() / unsure if unsure > 0 else 1.0
     trust = float(min(max((ratio - 0.4) / 0.2, 0.0), 1.0))
+    if alike(*gradient, weight, k):
+        trust = 1.0
     direct = k * direct / max(direct.sum(), 1e-12)
     return trust * direct + (1 - trust) * by_flow, trust
+
+
+def alike(weight_gradient, bias_gradient, weight, k: int) -> bool:
+    """Whether the images are alike to the network, though their number shows in the gradient.
+
+    If all embeddings were one, grad W would be of rank one. What is left over, in logits and for
+    one unit of bias gradient, is how far the logits of the samples lie apart; less than one changes
+    little. With flat counts `flows` cannot tell that from a network that knows its images, but
+    then the bias gradient would be small against the sampling noise of counts, sqrt(K).
+    """
+    size = bias_gradient.square().sum().clamp_min(1e-30)
+    rest = weight_gradient - torch.outer(bias_gradient, weight_gradient.T @ bias_gradient / size)
+    apart = (rest @ (weight - weight.mean(0)).T).norm() / size.sqrt()
+    return bool(apart < 1 and size > 0.3 * k)
 
 
 def mean_embedding(weight_gradient, bias_gradient, non_negative: bool) -> torch.Tensor:

@@ -26,7 +26,7 @@ def idlg(case: Case) -> torch.Tensor:
 
 
 def gradinversion(case: Case) -> torch.Tensor:
-    """The K classes with the smallest min_m grad W_nm, one sample each. Yin et al. 2021, eq. 5.
+    """The K classes with the smallest min_m grad W_nm, one sample each. Yin et al. 2021.
 
     It assumes that no label repeats; with K > N all classes are dealt out in turn.
     """
@@ -54,7 +54,7 @@ def zlg_bias(case: Case) -> torch.Tensor:
 def llg(case: Case) -> torch.Tensor:
     """Greedy: each hit of a class moves g by m = (1 + 1/N) / K sum of the negative g.
 
-    Wainakh et al. 2022 (LLG, PoPETs), section 4.
+    Wainakh et al. 2022 (LLG, PoPETs).
     """
     case.need_non_negative()
     g = case.weight_gradient.sum(1)
@@ -110,7 +110,7 @@ def ilrg(case: Case) -> torch.Tensor:
     """Class embeddings e_n = grad W_n / grad b_n give q_n = softmax(W e_n + b); then solve.
 
     sum_j q_jn lambda_j - lambda_n = K grad b_n and sum_n lambda_n = K, by pseudoinverse.
-    Ma et al. 2023 (iLRG, ICLR), equations 6 to 9.
+    Ma et al. 2023 (iLRG, ICLR).
     """
     g = case.bias_gradient
     safe = torch.where(g.abs() < 1e-12, torch.full_like(g, 1e-12), g)
