@@ -179,6 +179,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         cell["id"] = f"cell-{number}"
         for entry in ("papermill", "execution"):
             cell.metadata.pop(entry, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)  # papermill gives every cell a list of them
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -204,6 +206,29 @@ def is_fresh(run: Run) -> bool:
         return False
     stored = nbformat.read(run.output, as_version=4).metadata.get("gleak", {})
     return stored.get("key") == freshness_key(run)
+
+
+def renew_prose(run: Run) -> bool:
+    """Bring a fresh notebook's prose and cell metadata up to its source; True if they differed.
+
+    Prose makes nothing stale, so this is all that an edit of it needs. Inserted or removed cells
+    of prose are carried over too, as outputs belong to the cells of code, which are the same.
+    """
+    source, notebook = read_source(run.chapter), nbformat.read(run.output, as_version=4)
+    executed = (
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    )
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            done = next(executed)
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    if run.label != "reference" or source.cells == notebook.cells:
+        return False
+    notebook.cells = source.cells
+    write(notebook, run.output)
+    return True
 
 
 def freshness_key(run: Run) -> str:

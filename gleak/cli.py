@@ -46,6 +46,9 @@ def execute(names, profile, force, jobs):
     names = [chapters.resolve(name) for name in names] or chapters.chapters()
     runs = [chapters.profile_run(name, profile) for name in names]
     stale = [run for run in runs if force or not chapters.is_fresh(run)]
+    for run in runs:
+        if run not in stale and chapters.renew_prose(run):
+            click.echo(f"{run.chapter}: prose renewed, nothing to execute")
     if not stale:
         click.echo(f"all fresh ({profile}): {', '.join(names)}")
     failures = 0

@@ -137,6 +137,24 @@ def test_freshness_follows_code_and_parameters_but_not_prose(project):
     assert chapters.freshness_key(chapters.own_run("01_small", {"size": 3})) != key
 
 
+def test_prose_is_renewed_without_executing(project):
+    run = chapters.profile_run("01_small", "reference")
+    chapters.execute(run)
+    before = run.output.read_bytes()
+    assert not chapters.renew_prose(run)
+    assert run.output.read_bytes() == before
+    source = project / "notebooks" / "01_small.md"
+    source.write_text(SOURCE.replace("# A chapter", "# A better title\n\n+++\n\nAnd more."))
+    assert chapters.renew_prose(run)
+    assert chapters.is_fresh(run)
+    notebook = nbformat.read(run.output, as_version=4)
+    assert [cell.source for cell in notebook.cells[:2]] == ["# A better title", "And more."]
+    assert outputs(run.output) == "['aaa']\n"
+    renewed = run.output.read_bytes()
+    chapters.execute(run)
+    assert run.output.read_bytes() == renewed
+
+
 def test_freshness_follows_direct_dependencies_only(project):
     run = chapters.profile_run("01_small", "reference")
     key = chapters.freshness_key(run)
