@@ -113,6 +113,7 @@ def execute(run: Run) -> float:
             kernel_name="python3",
             cwd=root() / "notebooks",
             progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # it warns of TCP, which stays on this machine
         )
     except PapermillExecutionError as error:
         raise ChapterError(
