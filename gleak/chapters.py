@@ -8,12 +8,14 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -194,11 +196,33 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def runtimes(profile: str) -> Path:
+    """Where the times of a profile's runs lie: those of the committed notebooks with the book."""
+    return root() / (
+        "book/results/runtimes" if profile == "reference" else f"runs/{profile}/runtimes"
+    )
+
+
 def note_runtime(run: Run, seconds: float) -> None:
-    """Keep the seconds of the last run of each chapter in runs/runtimes/PROFILE/."""
-    folder = root() / "runs" / "runtimes" / run.label
+    """Keep how long the last run of each chapter took, and on what, for the chapter's page.
+
+    Not in the notebook: two runs of a chapter on one machine write the same notebook.
+    """
+    folder = runtimes(run.label)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / run.chapter).write_text(f"{seconds:.1f}\n")
+    about = {"seconds": round(seconds), "hardware": hardware(), "date": f"{date.today()}"}
+    (folder / f"{run.chapter}.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def hardware() -> str:
+    """The processor that chapters run on, by the name that the system gives it."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        named = re.search(r"^model name\s*: (.+)", information.read_text(), flags=re.MULTILINE)
+        name = named[1] if named else name
+    threads = os.environ.get("OMP_NUM_THREADS", KERNEL["OMP_NUM_THREADS"])
+    return f"{name}, {threads} thread{'s' if threads != '1' else ''}"
 
 
 def is_fresh(run: Run) -> bool:
@@ -242,8 +266,12 @@ def freshness_key(run: Run) -> str:
 @cache
 def package_code() -> list:
     """The package's modules as syntax trees, so that comments and docstrings make nothing stale."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return [(file.name, syntax(ast.parse(file.read_text(encoding="utf-8")))) for file in files]
+    folder = Path(__file__).parent
+    code = [
+        (file.name, syntax(ast.parse(file.read_text(encoding="utf-8"))))
+        for file in sorted(folder.rglob("*.py"))
+    ]
+    return [*code, (folder / "figures.mplstyle").read_text(encoding="utf-8")]
 
 
 def syntax(node):
@@ -291,4 +319,9 @@ def stage(profile: str) -> Path:
                 f"{chapter} has not been executed: gleak execute {chapter} --profile {profile}"
             )
         shutil.copy(notebook, folder / "notebooks")
+    if profile != "reference":
+        times = folder / "book" / "results" / "runtimes"
+        shutil.rmtree(times, ignore_errors=True)
+        if runtimes(profile).exists():
+            shutil.copytree(runtimes(profile), times)
     return folder
