@@ -17,7 +17,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
-VERDICT = "application/vnd.gleak.verdict+json"
+from gleak.records import MIME
 
 
 def notebooks(env) -> dict[str, dict]:
@@ -47,10 +47,10 @@ def runtime(env, chapter: str) -> dict | None:
 def verdicts(env, claim: int) -> list[tuple[str, dict]]:
     """Chapter and record of each verdict on a claim, in the order of the chapters."""
     return [
-        (chapter, output["data"][VERDICT])
+        (chapter, output["data"][MIME])
         for chapter, notebook in notebooks(env).items()
         for _, output in outputs(notebook)
-        if output["data"].get(VERDICT, {}).get("claim") == claim
+        if output["data"].get(MIME, {}).get("claim") == claim
     ]
 
 
@@ -183,7 +183,11 @@ def add_card(app, doctree) -> None:
         return
     section = next(doctree.findall(nodes.section))
     objectives = next(node for node in section.children if isinstance(node, nodes.paragraph))
-    card = nodes.container("", objectives.deepcopy(), classes=["chapter-card"])
+    card = nodes.container(classes=["chapter-card"])
+    for child in objectives.children:
+        if isinstance(child, nodes.strong) or not card.children:
+            card += nodes.paragraph()
+        card[-1] += child.deepcopy()
     about = runtime(app.env, chapter)
     if about:
         number = chapter.split("_")[0]
