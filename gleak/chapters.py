@@ -7,12 +7,14 @@ with outputs. Runs with other parameters go to `runs/` and leave the committed n
 import ast
 import json
 import os
+import platform
 import re
 import shutil
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -196,11 +198,33 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def runtimes(profile: str) -> Path:
+    """Where the times of a profile's runs lie: those of the committed notebooks with the book."""
+    return root() / (
+        "book/results/runtimes" if profile == "reference" else f"runs/{profile}/runtimes"
+    )
+
+
 def note_runtime(run: Run, seconds: float) -> None:
-    """Keep the seconds of the last run of each chapter in runs/runtimes/PROFILE/."""
-    folder = root() / "runs" / "runtimes" / run.label
+    """Keep how long the last run of each chapter took, and on what, for the chapter's page.
+
+    Not in the notebook: two runs of a chapter on one machine write the same notebook.
+    """
+    folder = runtimes(run.label)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / run.chapter).write_text(f"{seconds:.1f}\n")
+    about = {"seconds": round(seconds), "hardware": hardware(), "date": f"{date.today()}"}
+    (folder / f"{run.chapter}.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def hardware() -> str:
+    """The processor that chapters run on, by the name that the system gives it."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        named = re.search(r"^model name\s*: (.+)", information.read_text(), flags=re.MULTILINE)
+        name = named[1] if named else name
+    threads = os.environ.get("OMP_NUM_THREADS", KERNEL["OMP_NUM_THREADS"])
+    return f"{name}, {threads} thread{'s' if threads != '1' else ''}"
 
 
 def is_fresh(run: Run) -> bool:
@@ -237,7 +261,8 @@ def renew_prose(run: Run) -> bool:
 def freshness_key(run: Run) -> str:
     """A digest of all that decides the run's outputs."""
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
-    content = [code, sorted(run.parameters.items()), package_digest(), direct_pins()]
+    look = (Path(__file__).parent / "figures.mplstyle").read_text(encoding="utf-8")
+    content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
     if reads_verdicts(run.chapter):
         others = [f for f in run.output.parent.glob("[0-9]*.ipynb") if f != run.output]
         content.append(stored_verdicts(sorted(others)))
@@ -277,4 +302,9 @@ def stage(profile: str) -> Path:
                 f"{chapter} has not been executed: gleak execute {chapter} --profile {profile}"
             )
         shutil.copy(notebook, folder / "notebooks")
+    if profile != "reference":
+        times = folder / "book" / "results" / "runtimes"
+        shutil.rmtree(times, ignore_errors=True)
+        if runtimes(profile).exists():
+            shutil.copytree(runtimes(profile), times)
     return folder
