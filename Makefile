@@ -25,6 +25,9 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 	$(VENV) -m uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Every number anew, none kept from an earlier run.
+reproduce test: export GLEAK_GRID = fresh
+
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
 	$(VENV) -m gleak.cli execute --force --profile $(PROFILE)
 	$(VENV) -m gleak.cli book --profile $(PROFILE)

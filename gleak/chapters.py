@@ -5,15 +5,16 @@ with outputs. Runs with other parameters go to `runs/` and leave the committed n
 """
 
 import ast
-import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,9 @@ import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+
+from gleak.identity import digest_of, package_digest
+from gleak.records import FOLDER, stored_verdicts
 
 PROFILES = ("smoke", "reference", "full")
 
@@ -84,8 +88,7 @@ def profile_run(chapter: str, profile: str) -> Run:
 def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Run:
     """The run of a chapter with one's own parameters, in a folder named after them."""
     if folder is None:
-        digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
-        folder = root() / "runs" / f"{chapter}-{digest[:8]}"
+        folder = root() / "runs" / f"{chapter}-{digest_of(parameters)[:8]}"
     return Run(chapter, parameters, Path(folder) / f"{chapter}.ipynb", "run")
 
 
@@ -104,6 +107,7 @@ def execute(run: Run) -> float:
     failed.parent.mkdir(parents=True, exist_ok=True)
     for name, value in KERNEL.items():
         os.environ.setdefault(name, value)
+    os.environ[FOLDER] = str(run.output.parent)
     started = time.perf_counter()
     try:
         executed = papermill.execute_notebook(
@@ -194,11 +198,33 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def runtimes(profile: str) -> Path:
+    """Where the times of a profile's runs lie: those of the committed notebooks with the book."""
+    return root() / (
+        "book/results/runtimes" if profile == "reference" else f"runs/{profile}/runtimes"
+    )
+
+
 def note_runtime(run: Run, seconds: float) -> None:
-    """Keep the seconds of the last run of each chapter in runs/runtimes/PROFILE/."""
-    folder = root() / "runs" / "runtimes" / run.label
+    """Keep how long the last run of each chapter took, and on what, for the chapter's page.
+
+    Not in the notebook: two runs of a chapter on one machine write the same notebook.
+    """
+    folder = runtimes(run.label)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / run.chapter).write_text(f"{seconds:.1f}\n")
+    about = {"seconds": round(seconds), "hardware": hardware(), "date": f"{date.today()}"}
+    (folder / f"{run.chapter}.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def hardware() -> str:
+    """The processor that chapters run on, by the name that the system gives it."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        named = re.search(r"^model name\s*: (.+)", information.read_text(), flags=re.MULTILINE)
+        name = named[1] if named else name
+    threads = os.environ.get("OMP_NUM_THREADS", KERNEL["OMP_NUM_THREADS"])
+    return f"{name}, {threads} thread{'s' if threads != '1' else ''}"
 
 
 def is_fresh(run: Run) -> bool:
@@ -235,33 +261,18 @@ def renew_prose(run: Run) -> bool:
 def freshness_key(run: Run) -> str:
     """A digest of all that decides the run's outputs."""
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
-    content = [code, sorted(run.parameters.items()), package_code(), direct_pins()]
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+    look = (Path(__file__).parent / "figures.mplstyle").read_text(encoding="utf-8")
+    content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
+    if reads_verdicts(run.chapter):
+        others = [f for f in run.output.parent.glob("[0-9]*.ipynb") if f != run.output]
+        content.append(stored_verdicts(sorted(others)))
+    return digest_of(content)
 
 
-@cache
-def package_code() -> list:
-    """The package's modules as syntax trees, so that comments and docstrings make nothing stale."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return [(file.name, syntax(ast.parse(file.read_text(encoding="utf-8")))) for file in files]
-
-
-def syntax(node):
-    """A syntax tree as nested lists, without docstrings and alike in all versions of Python."""
-    if isinstance(node, ast.AST):
-        fields = dict(ast.iter_fields(node))
-        if isinstance(fields.get("body"), list) and ast_docstring(node):
-            fields["body"] = fields["body"][1:]
-        kept = {name: syntax(value) for name, value in fields.items() if value not in (None, [])}
-        return [type(node).__name__, kept]
-    if isinstance(node, list):
-        return [syntax(entry) for entry in node]
-    return repr(node)
-
-
-def ast_docstring(node: ast.AST) -> str | None:
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return ast.get_docstring(node) if isinstance(node, kinds) else None
+def reads_verdicts(chapter: str) -> bool:
+    """Whether a chapter sums up what the others recorded, so that it has to come last."""
+    code = (cell.source for cell in read_source(chapter).cells if cell.cell_type == "code")
+    return any("verdicts()" in source for source in code)
 
 
 @cache
@@ -291,4 +302,9 @@ def stage(profile: str) -> Path:
                 f"{chapter} has not been executed: gleak execute {chapter} --profile {profile}"
             )
         shutil.copy(notebook, folder / "notebooks")
+    if profile != "reference":
+        times = folder / "book" / "results" / "runtimes"
+        shutil.rmtree(times, ignore_errors=True)
+        if runtimes(profile).exists():
+            shutil.copytree(runtimes(profile), times)
     return folder

@@ -51,10 +51,19 @@ def execute(names, profile, force, jobs):
             click.echo(f"{run.chapter}: prose renewed, nothing to execute")
     if not stale:
         click.echo(f"all fresh ({profile}): {', '.join(names)}")
+    # Chapters that sum up others wait for them.
+    last = [run for run in stale if chapters.reads_verdicts(run.chapter)]
+    first = [run for run in stale if run not in last]
+    if not (execute_all(first, jobs) and execute_all(last, jobs)):
+        sys.exit(1)
+
+
+def execute_all(runs, jobs) -> bool:
+    """Execute runs side by side; whether all of them succeeded."""
     failures = 0
     # Processes, since a working folder belongs to a process; fresh ones, since torch holds threads.
-    with ProcessPoolExecutor(max(1, min(jobs, len(stale))), get_context("spawn")) as pool:
-        running = {pool.submit(chapters.execute, run): run for run in stale}
+    with ProcessPoolExecutor(max(1, min(jobs, len(runs))), get_context("spawn")) as pool:
+        running = {pool.submit(chapters.execute, run): run for run in runs}
         for future in as_completed(running):
             run = running[future]
             try:
@@ -62,8 +71,7 @@ def execute(names, profile, force, jobs):
             except chapters.ChapterError as error:
                 failures += 1
                 click.echo(f"error: {error}", err=True)
-    if failures:
-        sys.exit(1)
+    return failures == 0
 
 
 @main.command()

@@ -2,26 +2,22 @@
 
 import base64
 import io
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import display
+from matplotlib import rc_params_from_file
 from matplotlib.figure import Figure
 
 from gleak.data import Batch
 from gleak.inversion import Inversion
 
-STYLE = {
-    "figure.facecolor": "white",  # a white card, readable on the book's dark pages too
-    "figure.dpi": 100,
-    "savefig.dpi": 160,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "image.interpolation": "nearest",  # pixels are what there is to judge
-    "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]),
-}
+# Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
+STYLE = rc_params_from_file(
+    Path(__file__).with_name("figures.mplstyle"), use_default_template=False
+)
 
 
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import gleak
+from gleak import chapters
 
 
 @pytest.fixture
@@ -29,3 +31,42 @@ def two_layers():
         return torch.nn.Sequential(
             torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)
         )
+
+
+SOURCE = """---
+kernelspec:
+  name: python3
+  display_name: Python 3
+  language: python
+---
+
+# A chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+size = 3
+rate = 0.5
+names = ["a"]
+```
+
+```{code-cell} ipython3
+print([name * size for name in names])
+assert size < 10, "too large"
+```
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder (with a space in its name) that holds one chapter and what the key looks at."""
+    folder = tmp_path / "a project"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "notebooks" / "01_small.md").write_text(SOURCE)
+    (folder / "notebooks" / "profiles.yml").write_text("smoke:\n  01_small: {size: 1}\n")
+    for name in ("_config.yml", "pyproject.toml", "requirements.lock"):
+        shutil.copy(chapters.root() / name, folder)
+    chapters.direct_pins.cache_clear()
+    monkeypatch.setattr(chapters, "root", lambda: folder)
+    yield folder
+    chapters.direct_pins.cache_clear()

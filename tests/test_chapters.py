@@ -6,46 +6,9 @@ import shutil
 import nbformat
 import pytest
 from click.testing import CliRunner
+from conftest import SOURCE
 
-from gleak import chapters, cli
-
-SOURCE = """---
-kernelspec:
-  name: python3
-  display_name: Python 3
-  language: python
----
-
-# A chapter
-
-```{code-cell} ipython3
-:tags: [parameters]
-
-size = 3
-rate = 0.5
-names = ["a"]
-```
-
-```{code-cell} ipython3
-print([name * size for name in names])
-assert size < 10, "too large"
-```
-"""
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder (with a space in its name) that holds one chapter and what the key looks at."""
-    folder = tmp_path / "a project"
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "notebooks" / "01_small.md").write_text(SOURCE)
-    (folder / "notebooks" / "profiles.yml").write_text("smoke:\n  01_small: {size: 1}\n")
-    for name in ("_config.yml", "pyproject.toml", "requirements.lock"):
-        shutil.copy(chapters.root() / name, folder)
-    chapters.direct_pins.cache_clear()
-    monkeypatch.setattr(chapters, "root", lambda: folder)
-    yield folder
-    chapters.direct_pins.cache_clear()
+from gleak import chapters, cli, identity
 
 
 def gleak(*arguments):
@@ -170,10 +133,10 @@ def test_comments_and_docstrings_of_the_package_make_nothing_stale():
     import ast
 
     one = 'def f(x):\n    """Doc."""\n    return x  # why\n'
-    assert chapters.syntax(ast.parse(one)) == chapters.syntax(
+    assert identity.syntax(ast.parse(one)) == identity.syntax(
         ast.parse("def f(x):\n    return x\n")
     )
-    assert chapters.syntax(ast.parse(one)) != chapters.syntax(
+    assert identity.syntax(ast.parse(one)) != identity.syntax(
         ast.parse("def f(x):\n    return 1\n")
     )
 

@@ -1,0 +1,50 @@
+"""What a result depends on besides its parameters: the package's code, as one digest."""
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+# What starts the runs, but cannot change what they find.
+MACHINERY = ("chapters.py", "cli.py", "identity.py")
+
+
+@cache
+def package_digest() -> str:
+    """A digest of the package's modules, without their comments and docstrings.
+
+    Modules in MACHINERY are left out: an edit of the command line makes no result stale.
+    """
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    content = [
+        (file.relative_to(package).as_posix(), syntax(ast.parse(file.read_text(encoding="utf-8"))))
+        for file in files
+        if file.name not in MACHINERY
+    ]
+    return digest_of(content)
+
+
+def digest_of(content) -> str:
+    """SHA-256, in hex, of anything that JSON can hold; of other values their `str`."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def syntax(node):
+    """A syntax tree as nested lists, without docstrings and alike in all versions of Python."""
+    if isinstance(node, ast.AST):
+        fields = dict(ast.iter_fields(node))
+        if isinstance(fields.get("body"), list) and ast_docstring(node):
+            fields["body"] = fields["body"][1:]
+        kept = {name: syntax(value) for name, value in fields.items() if value not in (None, [])}
+        return [type(node).__name__, kept]
+    if isinstance(node, list):
+        return [syntax(entry) for entry in node]
+    return repr(node)
+
+
+def ast_docstring(node: ast.AST) -> str | None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return ast.get_docstring(node) if isinstance(node, kinds) else None
