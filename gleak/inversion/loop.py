@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -28,12 +28,14 @@ class Inversion:
 
     history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
     attack: the settings that were used, None for a closed form.
+    snapshots: iteration -> images as they were when it began, where `invert` was asked for them.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     history: pd.DataFrame
     attack: Attack | None
+    snapshots: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 class InversionFailed(RuntimeError):
@@ -60,6 +62,7 @@ def invert(
     start: torch.Tensor | str | None = None,
     statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     compile: bool = False,
+    snapshots: Sequence[int] = (),
     **overrides: float | str,
 ) -> Inversion:
     """Images whose gradient, with labels as counted, is the update's gradient.
@@ -73,6 +76,7 @@ def invert(
     statistics: name of a batch norm layer -> mean and variance of what entered it at the client,
     for attacks that use them; the model's running statistics by default.
     compile: run the step through torch.compile; without a compiler a note says so.
+    snapshots: iterations whose images are kept beside the result, 0 for the start.
     overrides: single settings of the attack, such as `tv=1e-3` or `optimizer="lbfgs"`.
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
@@ -112,16 +116,19 @@ def invert(
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
         settings = replace_all(preset, overrides)
 
-    histories, stage, best = [], settings, None
+    histories, kept, stage, best = [], {}, settings, None
     while stage:
         search = Search(update, labels, stage, peeled, statistics, compile)
         first = start if best is None else best.images
-        best, finished = search.run(seed, first, attack, progress)
+        before = sum(map(len, histories))
+        wanted = [step - before for step in snapshots]
+        best, finished = search.run(seed, first, attack, progress, wanted)
+        kept |= {before + step: images for step, images in best.snapshots.items()}
         histories.append(best.history)
         stage = stage.then if finished else None
     history = pd.concat(histories, ignore_index=True)
     history.index.name = "iteration"
-    return dataclasses.replace(best, history=history, attack=settings)
+    return dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
 
 
 class Search:
@@ -218,7 +225,7 @@ class Search:
 
     # -- the search -------------------------------------------------------------------------
 
-    def run(self, seed, start, name, progress) -> tuple[Inversion, bool]:
+    def run(self, seed, start, name, progress, snapshots=()) -> tuple[Inversion, bool]:
         """The best of all restarts; False when Ctrl-C ended it."""
         attack = self.attack
         images = self.start(seed, start)  # (R, K, C, H, W)
@@ -228,7 +235,7 @@ class Search:
             shape = (len(images), len(self.labels), self.update.num_classes)
             soft = torch.randn(shape, generator=draws).to(images).requires_grad_()
         size = attack.iterations * (attack.restarts if attack.optimizer == "lbfgs" else 1)
-        record = Record(len(images), size, self.columns, images, soft)
+        record = Record(len(images), size, self.columns, images, soft, snapshots)
         bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
         finished = True
         try:
@@ -245,7 +252,8 @@ class Search:
             labels = record.best_soft[winner].argmax(1)
         order = labels.argsort(stable=True)
         restored = self.enlarge(record.best_images[winner]).clamp(0, 1)
-        result = Inversion(restored[order].cpu(), labels[order].cpu(), record.frame(), attack)
+        kept = {step: self.enlarge(x).clamp(0, 1)[order].cpu() for step, x in record.kept.items()}
+        result = Inversion(restored[order].cpu(), labels[order].cpu(), record.frame(), attack, kept)
         if record.failed_at is not None:
             raise InversionFailed(
                 f"{name}: the loss is not finite at iteration {record.failed_at} "
@@ -385,8 +393,9 @@ class BudgetSpent(Exception):  # noqa: N818
 class Record:
     """Losses and the best images, kept on the device."""
 
-    def __init__(self, restarts, size, columns, images, soft):
+    def __init__(self, restarts, size, columns, images, soft, snapshots):
         self.columns = columns
+        self.wanted, self.kept = set(snapshots), {}
         self.rows = images.new_full((size, len(columns)), torch.nan).detach()
         self.best_loss = images.new_full((restarts,), torch.inf).detach()
         self.best_images = images.detach().clone()
@@ -399,6 +408,8 @@ class Record:
         which = slice(None) if restart is None else slice(restart, restart + 1)
         lowest = losses.argmin()
         self.rows[self.done] = torch.cat([losses[lowest, None], terms[lowest]])
+        if self.done in self.wanted:
+            self.kept[self.done] = images[lowest].detach().clone()
         better = compared < self.best_loss[which]
         self.best_loss[which] = torch.where(better, compared, self.best_loss[which])
         mask = better[:, None, None, None, None]
