@@ -1,7 +1,6 @@
 """Figures of the study. Each comes with the words that a screen reader says in its place."""
 
 import base64
-import hashlib
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -140,12 +139,12 @@ def slider(
     page = (
         '<div class="gleak-slider"><p class="row-title">original</p>'
         f'{original}<p class="row-title">restored</p>{"".join(frames)}'
-        '<div class="control" hidden><label for="iterations-SLIDER">iteration</label>'
-        f'<input id="iterations-SLIDER" type="range" min="0" max="{len(frames) - 1}" '
-        f'value="{len(frames) - 1}"><output></output></div></div>'
+        '<div class="control" hidden><label>iteration '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}"></label>'
+        "<output></output></div></div>"
     )
     alt = f"A slider over {len(frames)} pictures of the search, up to iteration {last}, at the end."
-    return numbered(page), alt
+    return page, alt
 
 
 def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, str]:
@@ -162,13 +161,14 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
         )
     page = (
         f'<div class="gleak-compare"><div class="pairs">{"".join(pairs)}</div>'
-        '<div class="control" hidden><label for="wipe-SLIDER">restored – original</label>'
-        '<input id="wipe-SLIDER" type="range" min="0" max="100" value="50"></div></div>'
+        '<div class="control" hidden><span>restored</span>'
+        '<input type="range" min="0" max="100" value="50" aria-label="how much of the original to '
+        'show"><span>original</span></div></div>'
     )
     alt = (
         f"{len(pairs)} images, each as the client has it on the left and as restored on the right."
     )
-    return numbered(page), alt
+    return page, alt
 
 
 def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
@@ -184,11 +184,6 @@ def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
         f'<img src="data:image/png;base64,{data}" width="{width}" alt="{html.escape(words)}" '
         f"{attributes}>"
     )
-
-
-def numbered(page: str) -> str:
-    """The page with ids that no other figure has."""
-    return page.replace("SLIDER", hashlib.sha256(page.encode()).hexdigest()[:8])
 
 
 def show(figure_and_alt: tuple[Figure | str, str]) -> None:
