@@ -34,6 +34,7 @@ def invert(
     statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     compile: bool = False,
     update_model: str | Callable[..., Simulation] = "equivalent",
+    snapshots: Sequence[int] = (),
     **overrides: float | str,
 ) -> Inversion:
     """Images that, with labels as counted, make the client's update.
@@ -50,6 +51,7 @@ def invert(
     update_model: how a candidate batch is turned into what a FedAvg client sends (see
     `list_update_models`): a name, or one of the functions of `gleak.inversion.update_models` with
     settings of its own, such as `partial(path, points=5)`. FedSGD knows "equivalent" alone.
+    snapshots: iterations whose images are kept beside the result, 0 for the start.
     overrides: single settings of the attack, such as `tv=1e-3` or `optimizer="lbfgs"`.
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
@@ -88,18 +90,21 @@ def invert(
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
         settings = replace_all(preset, overrides)
 
-    histories, stage, best = [], settings, None
+    histories, kept, stage, best = [], {}, settings, None
     while stage:
         first, learnt = (start, ()) if best is None else (best.images, best.learnt)
         objective = Objective(
             update, labels, stage, peeled, statistics, compile, update_model, seed
         )
-        best, finished = Search(objective).run(seed, first, learnt, attack, progress)
+        before = sum(map(len, histories))
+        wanted = [step - before for step in snapshots]
+        best, finished = Search(objective).run(seed, first, learnt, attack, progress, wanted)
+        kept |= {before + step: images for step, images in best.snapshots.items()}
         histories.append(best.history)
         stage = stage.then if finished else None
     history = pd.concat(histories, ignore_index=True)
     history.index.name = "iteration"
-    return dataclasses.replace(best, history=history, attack=settings)
+    return dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
 
 
 def closed_form(images: torch.Tensor, labels: torch.Tensor) -> Inversion:
