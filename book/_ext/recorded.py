@@ -235,7 +235,8 @@ def add_references(app, doctree, docname) -> None:
     if not docname.startswith("notebooks/"):
         return
     domain = app.env.get_domain("cite")
-    keys = {key.key for ref in domain.citation_refs if ref.docname == docname for key in ref.keys}
+    here = [ref for ref in domain.citation_refs if ref.docname == docname]
+    keys = {target.key for ref in here for target in ref.targets}
     cited = [citation for citation in domain.citations if citation.key in keys]
     if not cited:
         return
