@@ -43,13 +43,17 @@ class Peeled:
         return f"what enters {into} (layer {self.depth} of {len(self.layers)}), {shape} values each"
 
 
-def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def image_features(
+    update: Update, counts: torch.Tensor, attempts: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
     The classifier's gradient is G = (P - Y)^T O / K, of rank K at most. What spans its columns is
     known, so P = Y + C U^T with a K x K matrix C, and O follows from C. The classifier must turn O
     into P again: that decides C. Images of one class differ only by their softmax, which on
     untrained networks is a matter of the fifth digit; it is in the gradient all the same.
+
+    attempts: starts of the search for C, by default as many as a minute allows.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
     images than classes less one, and when no solution is found.
@@ -93,7 +97,7 @@ def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, 
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
     draws = np.random.default_rng(0)
-    for attempt in range(40 if size <= 8 else 8):
+    for attempt in range(attempts or (40 if size <= 8 else 8)):
         spread = 0.5 + 3 * draws.random() if attempt else 0.0
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
