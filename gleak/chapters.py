@@ -7,12 +7,14 @@ with outputs. Runs with other parameters go to `runs/` and leave the committed n
 import ast
 import json
 import os
+import platform
 import re
 import shutil
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -42,8 +44,9 @@ class ChapterError(ValueError):
 
 @cache
 def root() -> Path:
-    """The project's folder: the one around this package, or the one that the caller stands in."""
-    for folder in (Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
+    """The project's folder: GLEAK_ROOT, the one around this package, or where the caller stands."""
+    named = [Path(os.environ["GLEAK_ROOT"])] if "GLEAK_ROOT" in os.environ else []
+    for folder in (*named, Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
             return folder
     raise ChapterError("not in a checkout of gleak: no notebooks/ and _config.yml here")
@@ -85,9 +88,20 @@ def profile_run(chapter: str, profile: str) -> Run:
 
 def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Run:
     """The run of a chapter with one's own parameters, in a folder named after them."""
+    parameters = located(parameters, Path.cwd())
     if folder is None:
         folder = root() / "runs" / f"{chapter}-{digest_of(parameters)[:8]}"
     return Run(chapter, parameters, Path(folder) / f"{chapter}.ipynb", "run")
+
+
+def located(parameters: Mapping, base: Path) -> dict:
+    """The parameters with the paths of data sets made absolute, as chapters run elsewhere."""
+    found = dict(parameters)
+    for name, value in found.items():
+        kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if kind in ("folder", "images") and path:
+            found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+    return found
 
 
 def execute(run: Run) -> float:
@@ -106,6 +120,9 @@ def execute(run: Run) -> float:
     for name, value in KERNEL.items():
         os.environ.setdefault(name, value)
     os.environ[FOLDER] = str(run.output.parent)
+    if any(str(value).startswith("module:") for value in run.parameters.values()):
+        path = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # one's own module, from where one stands
     started = time.perf_counter()
     try:
         executed = papermill.execute_notebook(
@@ -196,11 +213,33 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def runtimes(profile: str) -> Path:
+    """Where the times of a profile's runs lie: those of the committed notebooks with the book."""
+    return root() / (
+        "book/results/runtimes" if profile == "reference" else f"runs/{profile}/runtimes"
+    )
+
+
 def note_runtime(run: Run, seconds: float) -> None:
-    """Keep the seconds of the last run of each chapter in runs/runtimes/PROFILE/."""
-    folder = root() / "runs" / "runtimes" / run.label
+    """Keep how long the last run of each chapter took, and on what, for the chapter's page.
+
+    Not in the notebook: two runs of a chapter on one machine write the same notebook.
+    """
+    folder = runtimes(run.label)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / run.chapter).write_text(f"{seconds:.1f}\n")
+    about = {"seconds": round(seconds), "hardware": hardware(), "date": f"{date.today()}"}
+    (folder / f"{run.chapter}.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def hardware() -> str:
+    """The processor that chapters run on, by the name that the system gives it."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        named = re.search(r"^model name\s*: (.+)", information.read_text(), flags=re.MULTILINE)
+        name = named[1] if named else name
+    threads = os.environ.get("OMP_NUM_THREADS", KERNEL["OMP_NUM_THREADS"])
+    return f"{name}, {threads} thread{'s' if threads != '1' else ''}"
 
 
 def is_fresh(run: Run) -> bool:
@@ -237,7 +276,8 @@ def renew_prose(run: Run) -> bool:
 def freshness_key(run: Run) -> str:
     """A digest of all that decides the run's outputs."""
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
-    content = [code, sorted(run.parameters.items()), package_digest(), direct_pins()]
+    look = (Path(__file__).parent / "figures.mplstyle").read_text(encoding="utf-8")
+    content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
     if reads_verdicts(run.chapter):
         others = [f for f in run.output.parent.glob("[0-9]*.ipynb") if f != run.output]
         content.append(stored_verdicts(sorted(others)))
@@ -266,9 +306,11 @@ def stage(profile: str) -> Path:
     folder = root() / "_build" / "source" / profile
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root() / name, folder)
-    shutil.copytree(root() / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):
+        if (root() / name).exists():
+            shutil.copy(root() / name, folder)
+    for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
+        shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output
@@ -277,4 +319,9 @@ def stage(profile: str) -> Path:
                 f"{chapter} has not been executed: gleak execute {chapter} --profile {profile}"
             )
         shutil.copy(notebook, folder / "notebooks")
+    if profile != "reference":
+        times = folder / "book" / "results" / "runtimes"
+        shutil.rmtree(times, ignore_errors=True)
+        if runtimes(profile).exists():
+            shutil.copytree(runtimes(profile), times)
     return folder

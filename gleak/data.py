@@ -1,35 +1,13 @@
-"""A client's images and labels, and the real sample images that ship with a dependency."""
+"""A client's images and labels: a batch by the name of its data set, or from a pool of images."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.models import ResNet18_Weights
-from torchvision.transforms import functional as transforms
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
-butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
-crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
-lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
-oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
-tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
-FASHION = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot".split()
-
-# Name of a set -> (prefix of its files in foolbox's data folder, class names). Twenty images each.
-SAMPLES = {
-    "cifar10-samples": ("cifar10", CIFAR10),
-    "cifar100-samples": ("cifar100", CIFAR100),
-    "imagenet-samples": ("imagenet", ResNet18_Weights.DEFAULT.meta["categories"]),
-    "mnist-samples": ("mnist", list("0123456789")),
-    "fashion-mnist-samples": ("fashionMNIST", FASHION),
-}
+from gleak.datasets import cut, known_names, open_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +71,9 @@ class Batch:
         )
 
 
-def list_datasets() -> list[str]:
-    """The names that `load_batch` takes."""
-    return list(SAMPLES)
+def list_datasets(shipped: bool = True) -> list[str]:
+    """The names that `load_batch` takes: those that need nothing else, or all of them."""
+    return known_names(shipped)
 
 
 def load_batch(
@@ -106,54 +84,65 @@ def load_batch(
     seed: int = 0,
     distinct_labels: bool = False,
     image_size: int | None = None,
+    channels: int | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
 ) -> Batch:
     """Real images by data set name, either those at `indices` or `size` of them drawn with `seed`.
 
+    dataset: one of `list_datasets()`. The samples ship with a dependency. Torchvision's sets, such
+    as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under the
+    folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
+    class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table
+    labels.csv (columns file and label).
     distinct_labels: draw at most one image of each class (with `size`).
     image_size: resize the shorter side to this and cut out the centre square, in pixels; by default
     images keep their size, except those of ImageNet (224).
+    channels: 1 makes all images gray, 3 gives gray ones three equal channels; by default images are
+    as they are, and gray ones among coloured ones get three channels.
 
-    Raises ValueError for an unknown data set, indices out of range, or a size that cannot be met.
+    Raises ValueError for an unknown data set, indices out of range, a size that cannot be met,
+    images of unequal size, or a file that is no image; MissingData, a FileNotFoundError, for data
+    that are not there.
 
     >>> load_batch("cifar10-samples", indices=[0, 1])
     Batch of 2 from cifar10-samples, 3x32x32, 10 classes: cat, ship
     """
-    if dataset not in SAMPLES:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(SAMPLES)}")
-    prefix, class_names = SAMPLES[dataset]
-    files = sample_files(prefix)
-    labels = torch.tensor([int(file.stem.split("_")[-1]) for file in files])
-
     if (indices is None) == (size is None):
         raise ValueError("give either indices=[...] or size=K")
+    if channels not in (None, 1, 3) or (image_size is not None and image_size < 1):
+        raise ValueError(
+            f"channels is 1 or 3 and image_size at least 1; got {channels}, {image_size}"
+        )
+    source = open_source(dataset, root, download)
     if indices is None:
-        indices = draw(labels, size, seed, distinct_labels)
-    outside = [index for index in indices if not 0 <= index < len(files)]
+        indices = draw(source.labels, size, seed, distinct_labels)
+    count = len(source.labels)
+    outside = [index for index in indices if not 0 <= index < count]
     if outside:
-        raise ValueError(f"{dataset} has images 0..{len(files) - 1}; there is no {outside}")
+        raise ValueError(f"{dataset} has images 0..{count - 1}; there is no {outside}")
     if len(indices) == 0:
         raise ValueError("an empty batch: at least one index is needed")
 
-    if prefix == "imagenet" and image_size is None:
-        image_size = 224
-    images = torch.stack([read_image(files[index], image_size) for index in indices])
-    return Batch(images, labels[list(indices)], class_names, dataset)
+    images = [source.read(index) for index in indices]
+    side = image_size or source.image_size
+    if side is not None:
+        images = [cut(image, side) for image in images]
+    shapes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(shapes) > 1:
+        found = ", ".join(f"{height}x{width}" for height, width in shapes[:4])
+        raise ValueError(f"images of unequal size ({found}): say image_size=... in pixels")
+    channels = channels or max(len(image) for image in images)
+    images = torch.stack([with_channels(image, channels) for image in images])
+    return Batch(images, source.labels[list(indices)], source.class_names, source.name)
 
 
-def sample_files(prefix: str) -> list[Path]:
-    """The image files, PREFIX_INDEX_LABEL.ext, in the order of their index."""
-    # find_spec does not import foolbox, whose own imports are of no use here.
-    (folder,) = importlib.util.find_spec("foolbox").submodule_search_locations
-    return sorted(Path(folder, "data").glob(f"{prefix}_*"))
-
-
-def read_image(file: Path, image_size: int | None) -> torch.Tensor:
-    """(C, H, W) float in [0, 1]."""
-    image = transforms.to_tensor(Image.open(file))
-    if image_size is not None:
-        image = transforms.resize(image, [image_size], antialias=True).clamp(0, 1)
-        image = transforms.center_crop(image, [image_size])
-    return image
+def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """(C, H, W) as gray (ITU-R 601 luma) or with three channels."""
+    if channels == 3:
+        return image.expand(3, -1, -1)
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return image if len(image) == 1 else (image * luma).sum(0, keepdim=True).clamp_max(1)
 
 
 def draw(labels: torch.Tensor, size: int, seed: int, distinct_labels: bool) -> list[int]:

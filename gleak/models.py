@@ -1,10 +1,17 @@
 """The networks that clients train. Each begins with its normalisation, so images stay in [0, 1]."""
 
+import inspect
+from importlib import import_module
+from pathlib import Path
+
 import torch
+import torchvision
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 from gleak.data import Batch
+from gleak.update import as_sent, check_fits, find_classifier
+from gleak.weights import FORMATS, read_tensors
 
 # Mean and standard deviation of the training images, per channel.
 NORMALISATION = {
@@ -13,6 +20,8 @@ NORMALISATION = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.2860,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
 }
 
 
@@ -103,28 +112,131 @@ MODELS = {
 
 
 def list_models() -> list[str]:
-    """The names that `build_model` takes."""
+    """The names of the networks that come with gleak; `build_model` takes others too."""
     return list(MODELS)
 
 
-def build_model(name: str, batch: Batch, *, seed: int = 0, **options) -> nn.Module:
+def build_model(
+    name: str, batch: Batch, *, seed: int = 0, weights: str | Path | None = None, **options
+) -> nn.Module:
     """A network that fits the batch's images and classes, with weights drawn by `seed`.
 
-    Only efficientnet-lite0 comes trained. options: `activation="relu"` for lenet, `width=64` for
-    convnet.
+    name: one of `list_models()`; "torchvision:NAME" for a classifier of torchvision; or
+    "module:package.module:function" for one's own, made by calling the function with those of
+    channels, num_classes and size that it takes. One's own network takes images in [0, 1] as they
+    are; all others begin with the normalisation of the data set.
+    weights: a file of named tensors (.safetensors, .npz, .pt, .pth); for torchvision's networks
+    also the name of trained weights, such as "DEFAULT", which torchvision may have to fetch. Where
+    those have other classes than the batch, the last layer is a new one. Only efficientnet-lite0
+    comes trained without asking.
+    options: `activation="relu"` for lenet, `width=64` for convnet, or what the function takes.
 
-    Raises ValueError for an unknown name or images that are not square.
+    Raises ValueError for an unknown name, weights or images that do not fit, or images that are
+    not square where the network needs that.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    kind, colon, rest = name.partition(":")
+    if name not in MODELS and not (colon and kind in ("torchvision", "module")):
+        known = ", ".join([*MODELS, "torchvision:NAME", "module:PACKAGE.MODULE:FUNCTION"])
+        raise ValueError(f"unknown model {name!r}; known: {known}")
     channels, height, width = batch.images.shape[1:]
-    if height != width:
+    if height != width and name in MODELS:
         raise ValueError(f"{name} takes square images; got {height}x{width}")
+    trained = weights if weights and Path(weights).suffix not in FORMATS else None
+    if trained and kind != "torchvision":
+        raise ValueError(f"weights of {name} are a file ({', '.join(FORMATS)}); got {weights!r}")
+    fits = {"channels": channels, "num_classes": batch.num_classes, "size": height}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MODELS[name](channels, batch.num_classes, height, **options)
-    dataset = batch.dataset.removesuffix("-samples")
-    mean, std = NORMALISATION.get(dataset, ((0.5,) * channels, (0.25,) * channels))
-    if name == "efficientnet-lite0":
-        mean, std = (0.498,) * 3, (0.502,) * 3  # what its weights were trained with
-    return nn.Sequential(Normalise(mean, std), net)
+        if kind == "torchvision":
+            net = from_torchvision(rest, batch.num_classes, trained, **options)
+        elif kind == "module":
+            net = from_module(rest, fits, options)
+        else:
+            net = MODELS[name](**fits, **options)
+    if kind != "module":
+        dataset = batch.dataset.partition(":")[0].removesuffix("-samples")
+        mean, std = NORMALISATION.get(dataset, ((0.5,), (0.25,)))
+        if name == "efficientnet-lite0":
+            mean, std = (0.498,), (0.502,)  # what its weights were trained with
+        if trained:
+            mean, std = NORMALISATION["imagenet"]
+        if len(mean) not in (1, channels):  # a coloured set that was made gray
+            mean, std = (0.5,), (0.25,)
+        if len(mean) == 1:
+            mean, std = mean * channels, std * channels
+        net = nn.Sequential(Normalise(mean, std), net)
+    if weights and not trained:
+        load_weights(net, weights)
+    if kind in ("torchvision", "module"):
+        check_takes(net, name, batch)
+    return net
+
+
+def from_torchvision(name: str, num_classes: int, weights: str | None, **options) -> nn.Module:
+    """A classifier of torchvision, with new weights or with trained ones by name."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(f"torchvision has no classifier {name!r}; known: {', '.join(known)}")
+    if name in ("googlenet", "inception_v3"):  # their side outputs are no part of the logits
+        options = {"init_weights": True, "aux_logits": False} | options
+    if weights is None:
+        return torchvision.models.get_model(name, num_classes=num_classes, **options)
+    options.pop("aux_logits", None), options.pop("init_weights", None)
+    try:
+        net = torchvision.models.get_model(name, weights=weights, **options)
+    except KeyError as error:
+        known = [entry.name for entry in torchvision.models.get_model_weights(name)]
+        raise ValueError(
+            f"{name} has no weights {weights!r}; known: DEFAULT, {', '.join(known)}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"the weights of {name} could not be fetched: {error}") from error
+    layers = {key: layer for key, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    if not layers:
+        raise ValueError(f"{name} does not end in a linear layer")
+    last = list(layers)[-1]
+    if layers[last].out_features != num_classes:
+        new = nn.Linear(layers[last].in_features, num_classes)
+        net.get_submodule(last.rpartition(".")[0]).register_module(last.rpartition(".")[2], new)
+    return net
+
+
+def from_module(path: str, fits: dict, options: dict) -> nn.Module:
+    """One's own network, from package.module:function."""
+    module, colon, function = path.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"module:{path}: write module:package.module:function")
+    try:
+        make = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"module:{path} cannot be imported: {error}") from error
+    taken = inspect.signature(make).parameters
+    net = make(**{key: value for key, value in fits.items() if key in taken} | options)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"module:{path} made {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def load_weights(net: nn.Module, file: str | Path) -> None:
+    """Put a file's tensors into a network, named as in it or as in it behind its normalisation."""
+    tensors = read_tensors(file)
+    own = net.state_dict()
+    normalises = isinstance(net, nn.Sequential) and isinstance(net[0], Normalise)
+    if normalises and not tensors.keys() & own.keys():
+        net, own = net[1], net[1].state_dict()
+    check_fits(tensors, own, what=f"{file}", complete=True)
+    net.load_state_dict(tensors)
+
+
+def check_takes(net: nn.Module, name: str, batch: Batch) -> None:
+    """Raise ValueError unless the network maps the batch's images to a logit for each class."""
+    shape = tuple(batch.images.shape[1:])
+    try:
+        # of a copy, whose batch norm and dropout this leaves no trace in
+        classifier = find_classifier(as_sent(net, net.training), shape)
+    except ValueError as error:
+        hint = "; gray images get three channels by channels=3" if shape[0] == 1 else ""
+        raise ValueError(f"{name}: {error}{hint}") from error
+    outputs = len(classifier.weight)
+    if outputs != batch.num_classes:
+        raise ValueError(f"{name} has {outputs} outputs; the data have {batch.num_classes} classes")

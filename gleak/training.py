@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
-from gleak.data import Batch, load_batch, sample_files
+from gleak.data import Batch, load_batch
+from gleak.datasets import sample_files
 from gleak.models import build_model
 
 

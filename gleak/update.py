@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.ops import StochasticDepth
+
+from gleak.weights import read_tensors
 
 # What a client may tell about its local training, each a plain number.
 FACTS = ("lr", "epochs", "batch_size", "momentum", "drop_last")
@@ -182,6 +185,50 @@ class Update:
             partial.unlink(missing_ok=True)
 
     @classmethod
+    def from_weights(
+        cls,
+        before: "Weights | None",
+        after: "Weights",
+        model: nn.Module,
+        *,
+        num_samples: int,
+        input_shape: tuple[int, int, int],
+        training: bool = True,
+        **facts: float,
+    ) -> "Update":
+        """A FedAvg update from the weights before and after, as any client or server stored them.
+
+        before, after: a file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array,
+        or a sequence of arrays in the order of `model.state_dict()`, as Flower sends them. `before`
+        is complete, or None for the model as it stands; `after` may lack what was not sent.
+        Buffers, such as the statistics of batch norm, are taken from `before` only.
+        model: gives the architecture. training: the mode in which the client ran it.
+        facts: what is known besides, of lr, epochs, batch_size, momentum and drop_last.
+
+        Raises ValueError where names, shapes or values do not fit, or for a file that cannot be
+        trusted; FileNotFoundError.
+        """
+        model = as_sent(model, training)
+        own = model.state_dict()
+        if before is not None:
+            before = named_tensors(before, own, "before")
+            check_fits(before, own, what="`before`", complete=True)
+            model.load_state_dict(before)
+        after = named_tensors(after, own, "after")
+        check_fits(after, own, what="`after`")
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        after = {n: value.to(own[n]) for n, value in after.items() if n in trained}
+        if not after:
+            raise ValueError("`after` holds no parameter of the model that is trained")
+        return cls(
+            model,
+            num_samples,
+            tuple(input_shape),
+            weights_after=after,
+            facts={name: value for name, value in facts.items() if value is not None},
+        )
+
+    @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> "Update":
         """Read what `save` wrote; `model` gives the architecture, its weights come from the file.
 
@@ -215,6 +262,28 @@ class Update:
         )
 
 
+Weights = str | Path | Mapping[str, torch.Tensor] | Sequence
+
+
+def named_tensors(
+    weights: Weights, own: Mapping[str, torch.Tensor], what: str
+) -> dict[str, torch.Tensor]:
+    """Name -> tensor, from a file, a mapping, or a sequence in the order of `own`."""
+    if isinstance(weights, str | Path):
+        weights = read_tensors(weights)
+    if not isinstance(weights, Mapping):
+        weights = list(weights)
+        if len(weights) != len(own):
+            raise ValueError(
+                f"`{what}` has {len(weights)} arrays, the model's state dict {len(own)}"
+            )
+        weights = dict(zip(own, weights, strict=True))
+    try:
+        return {name: torch.as_tensor(value) for name, value in weights.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{what}` is not made of numbers: {error}") from None
+
+
 def as_sent(model: nn.Module, training: bool) -> nn.Module:
     """A copy of the model as it stands, in train or eval mode, that no forward pass changes.
 
@@ -224,7 +293,7 @@ def as_sent(model: nn.Module, training: bool) -> nn.Module:
     model = copy.deepcopy(model).train(training)
     model.zero_grad(set_to_none=True)
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
             module.eval()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and training:
             module.track_running_stats = False
@@ -254,12 +323,14 @@ def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Clas
         with torch.no_grad():
             # two images, since batch norm over single values takes no batch of one
             output = model(torch.full((2, *input_shape), 0.5).to(parameter))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         shape = "x".join(map(str, input_shape))
         raise ValueError(f"the model does not take images of shape {shape}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"the model's output is a {type(output).__name__}, not a tensor of logits")
     if not calls:
         raise ValueError("the model has no Linear layer in its forward pass, so no classifier")
     name, logits = calls[-1]

@@ -32,6 +32,7 @@ def test_class_names_fit_the_labels():
 def test_every_set_in_the_list_loads():
     for name in gleak.list_datasets():
         assert len(gleak.load_batch(name, size=2, image_size=16)) == 2
+    assert "cifar10" in gleak.list_datasets(shipped=False)
 
 
 def test_drawing_is_fixed_by_the_seed_and_can_avoid_repeated_labels():

@@ -1,0 +1,79 @@
+"""The reference from the docstrings: `.. public:: MODULE` documents what gleak exports of it."""
+
+import re
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+import gleak
+
+PARAMETER = re.compile(r"^(\w+(?:, \w+)*): ")
+
+
+class Public(SphinxDirective):
+    """Everything in `gleak.__all__` that lives in one module; used inside `{eval-rst}`."""
+
+    required_arguments = 1
+
+    def run(self):
+        (module,) = self.arguments
+        names = [name for name, home in gleak._HOME.items() if home == module]
+        if not names:
+            raise self.error(f"gleak exports nothing of {module}")
+        lines = []
+        for name in names:
+            kind = "autofunction" if callable(getattr(gleak, name)) else "autodata"
+            if isinstance(getattr(gleak, name), type):
+                kind = "autoclass"
+            lines += [f".. {kind}:: gleak.{name}"]
+            lines += ["   :members:"] if kind == "autoclass" else []
+            lines += [""]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=module), 0, node)
+        return node.children
+
+
+def escape(line: str) -> str:
+    """Stars and bars outside of code are meant as they stand."""
+    if line.lstrip().startswith(">>>"):
+        return line
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def mark_up(app, what, name, thing, options, lines) -> None:
+    """Docstrings are plain text: make a list of the parameters, and `Raises` stand out."""
+    marked, inside = [], False
+    for line in map(escape, lines):
+        if PARAMETER.match(line):
+            if not inside:
+                marked.append("")
+            inside = True
+            marked.append(PARAMETER.sub(r"- **\1**: ", line))
+        elif not line.strip():
+            inside = False
+            marked.append(line)
+        else:
+            marked.append(f"  {line}" if inside else re.sub(r"^Raises\b", "**Raises**", line))
+    lines[:] = marked
+
+
+def short_path(app, env, node, content):
+    """Annotations name the module that a class was written in; the reference has a shorter path."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("gleak."):
+        return None
+    domain, name = env.get_domain("py"), target.split(".")[-1]
+    found = [path for path in domain.objects if path.split(".")[-1] == name]
+    if len(found) != 1:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
+
+
+def setup(app):
+    app.add_directive("public", Public)
+    app.connect("autodoc-process-docstring", mark_up)
+    app.connect("missing-reference", short_path)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

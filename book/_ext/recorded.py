@@ -1,0 +1,258 @@
+"""What was recorded when the chapters were executed, shown where a page asks for it.
+
+Every chapter gets a card: its objectives, and what the reference run took and on what. Directives:
+
+claim N           a sentence of the paper, and the verdicts that chapters recorded on it
+chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+chapter-times     a table of what the chapters took
+recorded-table    a file of book/results, as means over runs
+"""
+
+import ast
+import base64
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective
+
+from gleak.records import MIME
+
+
+def notebooks(env) -> dict[str, dict]:
+    """Name -> notebook of each chapter, in order; read once for each build."""
+    if not hasattr(env.app, "chapters_as_read"):
+        files = sorted((Path(env.srcdir) / "notebooks").glob("*.ipynb"))
+        env.app.chapters_as_read = {
+            file.stem: json.loads(file.read_text("utf-8")) for file in files
+        }
+    return env.app.chapters_as_read
+
+
+def outputs(notebook: dict):
+    """Each output that holds data, with its cell."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                yield cell, output
+
+
+def runtime(env, chapter: str) -> dict | None:
+    """Seconds, hardware and date of the chapter's run, where there is a record."""
+    file = Path(env.srcdir) / "book" / "results" / "runtimes" / f"{chapter}.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def verdicts(env, claim: int) -> list[tuple[str, dict]]:
+    """Chapter and record of each verdict on a claim, in the order of the chapters."""
+    return [
+        (chapter, output["data"][MIME])
+        for chapter, notebook in notebooks(env).items()
+        for _, output in outputs(notebook)
+        if output["data"].get(MIME, {}).get("claim") == claim
+    ]
+
+
+def glued(env, name: str) -> str | None:
+    """A text that some chapter glued under this name."""
+    for notebook in notebooks(env).values():
+        for _, output in outputs(notebook):
+            if output.get("metadata", {}).get("scrapbook", {}).get("name") == name:
+                (text,) = output["data"].values()
+                return ast.literal_eval(text if isinstance(text, str) else "".join(text))
+    return None
+
+
+def kind(verdict: str) -> str:
+    """The class, for its colour, of a verdict: holds, partly or not."""
+    return {"holds": "holds", "holds partly": "partly"}.get(verdict, "not")
+
+
+def link(env, chapter: str, *content: nodes.Node) -> nodes.Node:
+    """A reference to a chapter; its title where there is no content."""
+    reference = addnodes.pending_xref(
+        refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
+        refexplicit=bool(content), refwarn=True,
+    )  # fmt: skip
+    reference += nodes.inline("", "", *content)
+    return reference
+
+
+class Claim(SphinxDirective):
+    """A claim as content, its number as argument; what was found is taken from the chapters."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self):
+        number = int(self.arguments[0])
+        row = nodes.container(classes=["claim"])
+        self.state.nested_parse(self.content, self.content_offset, row)
+        row[0].insert(0, nodes.strong("", f"{number}. "))
+        found = verdicts(self.env, number)
+        line = nodes.paragraph(classes=["claim-found"])
+        summary = glued(self.env, f"claim_{number}")
+        if summary:
+            line += nodes.Text(f"{summary} ")
+        for chapter, record in found:
+            badge = nodes.inline(
+                "", record["verdict"], classes=["badge-" + kind(record["verdict"])]
+            )
+            if not summary:
+                line += nodes.Text(f"{record['measured'].rstrip('.')}. ")
+            line += [link(self.env, chapter, badge), nodes.Text(" ")]
+        if not found and not summary:
+            line += nodes.Text("No chapter has recorded a verdict on it.")
+        row += line
+        return [row]
+
+
+class ChapterFigure(SphinxDirective):
+    """A chapter's figure, with its alt text: the chapter and the figure's name as arguments."""
+
+    required_arguments = 2
+    has_content = True
+
+    def run(self):
+        chapter, name = self.arguments
+        data = next(
+            (
+                output
+                for cell, output in outputs(notebooks(self.env)[chapter])
+                if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
+                and {"image/png", "text/html"} & set(output["data"])
+            ),
+            None,
+        )
+        if data is None:  # a test sees to it that no such page is published
+            return [nodes.paragraph("", f"{chapter} has not been executed since {name} was added.")]
+        figure = nodes.figure(classes=["chapter-figure"])
+        if "text/html" in data["data"]:
+            figure += nodes.raw("", "".join(data["data"]["text/html"]), format="html")
+        else:
+            file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(base64.b64decode("".join(data["data"]["image/png"])))
+            uri = "/" + os.path.relpath(file, self.env.srcdir)  # as MyST-NB does for its own
+            figure += nodes.image(uri=uri, alt=data["metadata"]["image/png"]["alt"])
+        text = nodes.container()
+        self.state.nested_parse(self.content, self.content_offset, text)
+        figure += nodes.caption("", "", *text[0].children)
+        return [figure]
+
+
+class ChapterTimes(SphinxDirective):
+    """A table: chapter, seconds, hardware and date of its run."""
+
+    def run(self):
+        head = ("chapter", "seconds", "on", "date")
+        rows = [
+            [link(self.env, chapter), str(about["seconds"]), about["hardware"], about["date"]]
+            for chapter in notebooks(self.env)
+            if (about := runtime(self.env, chapter))
+        ]
+        if not rows:
+            return [nodes.paragraph("", "No times were recorded for these notebooks.")]
+        total = sum(int(row[1]) for row in rows)
+        return [table(head, [*rows, ["all", str(total), "", ""]])]
+
+
+class RecordedTable(SphinxDirective):
+    """A file of book/results: means of columns for each combination of others."""
+
+    required_arguments = 1
+    option_spec = {"by": str, "mean": str}
+
+    def run(self):
+        file = Path(self.env.srcdir) / "book" / "results" / self.arguments[0]
+        by, mean = ([n.strip() for n in self.options[key].split(",")] for key in ("by", "mean"))
+        groups = pd.read_csv(file, comment="#").groupby(by, sort=False)
+        frame = groups[mean].mean()
+        frame.insert(0, "runs", groups.size())
+        rows = [
+            [*key, *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)]
+            for key, values in zip(frame.index, frame.to_numpy(), strict=True)
+        ]
+        about = [
+            line[1:].strip() for line in file.read_text("utf-8").splitlines() if line[0] == "#"
+        ]
+        note = nodes.paragraph("", "; ".join(about) + ".", classes=["table-source"])
+        return [table([*by, *frame.columns.str.replace("_", " ")], rows), note]
+
+
+def table(head, rows) -> nodes.table:
+    """A table of texts and inline nodes."""
+    group = nodes.tgroup("", *[nodes.colspec(colwidth=1) for _ in head], cols=len(head))
+    for part, lines in ((nodes.thead(), [head]), (nodes.tbody(), rows)):
+        for line in lines:
+            part += nodes.row(
+                "",
+                *[
+                    nodes.entry(
+                        "",
+                        nodes.paragraph(
+                            "", "", nodes.Text(cell) if isinstance(cell, str) else cell
+                        ),
+                    )
+                    for cell in line
+                ],
+            )
+        group += part
+    return nodes.table("", group)
+
+
+def add_card(app, doctree) -> None:
+    """Put a chapter's first paragraph, its objectives, into a card, with what its run took."""
+    folder, _, chapter = app.env.docname.rpartition("/")
+    if folder != "notebooks":
+        return
+    section = next(doctree.findall(nodes.section))
+    objectives = next(node for node in section.children if isinstance(node, nodes.paragraph))
+    card = nodes.container(classes=["chapter-card"])
+    for child in objectives.children:
+        if isinstance(child, nodes.strong) or not card.children:
+            card += nodes.paragraph()
+        card[-1] += child.deepcopy()
+    about = runtime(app.env, chapter)
+    if about:
+        number = chapter.split("_")[0]
+        card += nodes.paragraph(
+            "", "",
+            nodes.strong("", "Time: "),
+            nodes.Text("{seconds} s on {hardware}, {date}. Again with ".format(**about)),
+            nodes.literal("", f"gleak execute {number} --force"),
+            nodes.Text("."),
+            classes=["chapter-time"],
+        )  # fmt: skip
+    section.replace(objectives, card)
+
+
+def add_references(app, doctree, docname) -> None:
+    """List what a chapter cites at its end; the page of references has all, with the links."""
+    if not docname.startswith("notebooks/"):
+        return
+    domain = app.env.get_domain("cite")
+    here = [ref for ref in domain.citation_refs if ref.docname == docname]
+    keys = {target.key for ref in here for target in ref.targets}
+    cited = [citation for citation in domain.citations if citation.key in keys]
+    if not cited:
+        return
+    entries = nodes.bullet_list(classes=["chapter-references"])
+    for citation in cited:
+        entry = nodes.paragraph("", "", *citation.formatted_entry.text.render(domain.backend))
+        entries += nodes.list_item("", entry)
+    section = next(doctree.findall(nodes.section))
+    section += [nodes.rubric("", "References"), entries]
+
+
+def setup(app):
+    app.add_directive("claim", Claim)
+    app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("chapter-times", ChapterTimes)
+    app.add_directive("recorded-table", RecordedTable)
+    app.connect("doctree-read", add_card)
+    app.connect("doctree-resolved", add_references)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,263 @@
+"""Where images come from: each data set as labels and a function that reads one image.
+
+Opening a set lists its files; an image is read when it is asked for. The sets that torchvision has
+in a few large files (all but ImageNet) are read by torchvision, and kept for the next call.
+"""
+
+import csv
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms import functional as transforms
+
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
+tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+FASHION = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot".split()
+DIGITS = list("0123456789")
+STL10 = "airplane bird car cat deer dog horse monkey ship truck".split()
+IMAGENET = ResNet18_Weights.DEFAULT.meta["categories"]
+
+# Name of a set -> (prefix of its files in foolbox's data folder, class names). Twenty images each.
+SAMPLES = {
+    "cifar10-samples": ("cifar10", CIFAR10),
+    "cifar100-samples": ("cifar100", CIFAR100),
+    "imagenet-samples": ("imagenet", IMAGENET),
+    "mnist-samples": ("mnist", DIGITS),
+    "fashion-mnist-samples": ("fashionMNIST", FASHION),
+}
+
+# Name -> (class in torchvision, class names).
+TORCHVISION = {
+    "cifar10": (datasets.CIFAR10, CIFAR10),
+    "cifar100": (datasets.CIFAR100, CIFAR100),
+    "mnist": (datasets.MNIST, DIGITS),
+    "fashion-mnist": (datasets.FashionMNIST, FASHION),
+    "svhn": (datasets.SVHN, DIGITS),
+    "stl10": (datasets.STL10, STL10),
+}
+IMAGENET_FOLDERS = {"train": "train", "test": "val"}  # its test labels are not public
+
+
+class MissingData(FileNotFoundError):
+    """A data set that is not on this machine; the message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as labels and a way to its images.
+
+    name: as it was asked for, but of a path only the last folder, as names are printed.
+    labels: (n,) long; read: index -> image (C, H, W) float in [0, 1]; image_size: what images are
+    cut to unless the caller says otherwise, None for the size they have.
+    """
+
+    name: str
+    labels: torch.Tensor
+    class_names: Sequence[str]
+    read: Callable[[int], torch.Tensor]
+    image_size: int | None = None
+
+
+def open_source(name: str, root: str | Path | None = None, download: bool = False) -> Source:
+    """The data set of this name; see `gleak.load_batch` for what names there are.
+
+    Raises ValueError for an unknown name or a folder that cannot serve, MissingData for a set that
+    is not here.
+    """
+    kind, colon, rest = name.partition(":")
+    if name in SAMPLES:
+        return samples(name)
+    if colon and kind in ("folder", "images"):
+        if not rest:
+            raise ValueError(f"{name!r} names no folder; write {kind}:PATH")
+        path = Path(rest).expanduser()
+        return class_folders(path) if kind == "folder" else flat_folder(path)
+    part = rest if colon else "test"
+    if (kind in TORCHVISION or kind == "imagenet") and part in ("train", "test"):
+        root = root or os.environ.get("GLEAK_DATA")
+        if not root:
+            raise MissingData(
+                f"{kind} does not ship with gleak: say where torchvision's data lie, by root=... "
+                "or by the environment variable GLEAK_DATA (download=True fetches them there)"
+            )
+        root = Path(root).expanduser()
+        return imagenet(root, part) if kind == "imagenet" else stored(kind, part, root, download)
+    raise ValueError(f"unknown data set {name!r}; known: {', '.join(known_names())}")
+
+
+def known_names(shipped: bool = False) -> list[str]:
+    """All names, those that take a path with PATH in its place; `shipped`: the samples alone."""
+    return [*SAMPLES] + [*TORCHVISION, "imagenet", "folder:PATH", "images:PATH"] * (not shipped)
+
+
+def samples(name: str) -> Source:
+    """The twenty images of a set that ship with foolbox."""
+    prefix, class_names = SAMPLES[name]
+    files = sample_files(prefix)
+    labels = torch.tensor([int(file.stem.split("_")[-1]) for file in files])
+    size = 224 if prefix == "imagenet" else None
+    return Source(name, labels, class_names, lambda index: read_image(files[index]), size)
+
+
+def sample_files(prefix: str) -> list[Path]:
+    """The image files, PREFIX_INDEX_LABEL.ext, in the order of their index."""
+    # find_spec does not import foolbox, whose own imports are of no use here.
+    (folder,) = importlib.util.find_spec("foolbox").submodule_search_locations
+    return sorted(Path(folder, "data").glob(f"{prefix}_*"))
+
+
+@lru_cache(maxsize=2)
+def stored(name: str, part: str, root: Path, download: bool) -> Source:
+    """A set in torchvision's own files under `root`, fetched there if asked to."""
+    kind, class_names = TORCHVISION[name]
+    by_split = kind in (datasets.SVHN, datasets.STL10)
+    chosen = {"split": part} if by_split else {"train": part == "train"}
+    try:
+        data = kind(root, download=download, **chosen)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise MissingData(f"{name} could not be fetched into {root}: {error}") from error
+        raise MissingData(
+            f"{name} is not in {root}, or its files are damaged: put there what torchvision's "
+            f"{kind.__name__} expects, or let it be fetched with download=True"
+        ) from error
+    labels = torch.as_tensor(np.asarray(data.labels if by_split else data.targets)).long()
+    full = name if part == "test" else f"{name}:{part}"
+    return Source(full, labels, class_names, lambda index: transforms.to_tensor(data[index][0]))
+
+
+def imagenet(root: Path, part: str) -> Source:
+    """ImageNet as torchvision unpacks it: imagenet/val/n01440764/*.JPEG and so on, 1000 folders."""
+    folder = root / "imagenet" / IMAGENET_FOLDERS[part]
+    if not folder.is_dir():
+        raise MissingData(
+            f"ImageNet is not in {folder}: it cannot be fetched without an account. Put its "
+            f"archives into {folder.parent} and let torchvision.datasets.ImageNet unpack them"
+        )
+    found = class_folders(folder)
+    if len(found.class_names) != len(IMAGENET):
+        raise ValueError(f"{folder} has {len(found.class_names)} folders of classes, not 1000")
+    return Source("imagenet", found.labels, IMAGENET, found.read, 224)
+
+
+def class_folders(path: Path) -> Source:
+    """One folder for each class, named after it, images anywhere in it (as in ImageFolder)."""
+    check_folder(path)
+    names = sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if len(names) < 2:
+        hint = ": for images without class folders write images:PATH" if not names else ""
+        raise ValueError(f"{path} has {len(names)} class folders; two or more are needed{hint}")
+    listed = datasets.folder.make_dataset(
+        path, {name: n for n, name in enumerate(names)}, IMG_EXTENSIONS, allow_empty=True
+    )
+    named = [(Path(file), names[n]) for file, n in listed]
+    return from_files(f"folder:{path.resolve().name}", named, names, path)
+
+
+def flat_folder(path: Path) -> Source:
+    """Images side by side; their classes from a table, or else from their names.
+
+    The table is a CSV with the columns file and label: `path` itself, or `labels.csv` in it. Else
+    the class is the file's name up to its last _ or -: cat_001.png is a cat.
+    """
+    table = path if path.suffix.lower() == ".csv" else path / "labels.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{table} needs the columns file and label")
+            named = [(table.parent / row["file"], (row["label"] or "").strip()) for row in rows]
+        lost = [file for file, _ in named if not file.is_file()]
+        if lost:
+            raise ValueError(f"{table} names {len(lost)} files that are not there: {lost[0]}")
+    else:
+        check_folder(path)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMG_EXTENSIONS)
+        named = [(file, file.stem.replace("-", "_").rpartition("_")[0]) for file in files]
+    unnamed = [file for file, label in named if not label]
+    if unnamed:
+        raise ValueError(
+            f"no class for {unnamed[0]}: name files CLASS_NUMBER.ext, or put a table with the "
+            "columns file and label beside them as labels.csv"
+        )
+    names = sorted({label for _, label in named}, key=natural)
+    if len(names) == 1:
+        raise ValueError(f"{path} has one class only ({names[0]}); two or more are needed")
+    return from_files(f"images:{path.resolve().name}", named, names, path)
+
+
+def natural(name: str) -> tuple:
+    """A key that puts numbers in their order, before all other names."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
+def check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise MissingData(f"no folder {path}")
+
+
+def from_files(name: str, named: list[tuple[Path, str]], classes: list[str], path: Path) -> Source:
+    """A source of files, each with the name of its class."""
+    if not named:
+        raise ValueError(f"no images in {path}; known endings: {' '.join(IMG_EXTENSIONS)}")
+    number = {class_name: n for n, class_name in enumerate(classes)}
+    labels = torch.tensor([number[class_name] for _, class_name in named])
+    return Source(name, labels, classes, lambda index: read_image(named[index][0]))
+
+
+def read_image(file: Path) -> torch.Tensor:
+    """An image file as (C, H, W) float in [0, 1]: one channel if it is gray, else three.
+
+    Turned as its EXIF orientation says. Transparent pixels are put on white, palettes and CMYK
+    become RGB, 16-bit gray keeps its depth.
+
+    Raises ValueError that names the file when it is broken, too large to be meant, or its values
+    have no known range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as opened:
+                opened.load()
+                image = ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is not a readable image: {error}") from error
+    if image.mode.startswith(("I", "F")):  # gray of more than 8 bits; Pillow says not of how many
+        pixels = torch.from_numpy(np.array(image, dtype=np.float64))
+        if image.mode != "F":
+            pixels = pixels / 65535
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(f"{file} has values outside 16-bit integers or floats in [0, 1]")
+        return pixels.float()[None]
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        gray = image.mode == "LA"
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+        return transforms.to_tensor(image.convert("L" if gray else "RGB"))
+    return transforms.to_tensor(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def cut(image: torch.Tensor, size: int) -> torch.Tensor:
+    """The shorter side resized to `size` pixels, and the centre square of that."""
+    image = transforms.resize(image, [size], antialias=True).clamp(0, 1)
+    return transforms.center_crop(image, [size])
