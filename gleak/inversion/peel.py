@@ -44,7 +44,10 @@ class Peeled:
 
 
 def image_features(
-    update: Update, counts: torch.Tensor, precision: float = 0.0
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    attempts: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
@@ -55,6 +58,7 @@ def image_features(
 
     precision: relative error of what was sent, from rounding or noise; the equations then need to
     hold no better than that.
+    attempts: starts of the search for C, by default as many as a minute allows.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
     images than classes less one, and when no solution is found.
@@ -98,7 +102,7 @@ def image_features(
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
     draws = np.random.default_rng(0)
-    for attempt in range(40 if size <= 8 else 8):
+    for attempt in range(attempts or (40 if size <= 8 else 8)):
         spread = 0.5 + 3 * draws.random() if attempt else 0.0
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
