@@ -306,9 +306,11 @@ def stage(profile: str) -> Path:
     folder = root() / "_build" / "source" / profile
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root() / name, folder)
-    shutil.copytree(root() / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):
+        if (root() / name).exists():
+            shutil.copy(root() / name, folder)
+    for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
+        shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output
