@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 
 from gleak import chapters
+from gleak.files import whole
 
 CHAPTER = "13_your_data"
 LEFT_OUT = "remove-from-report"  # the tag of cells that belong to the book alone
@@ -53,12 +54,8 @@ def audit(parameters: Mapping, folder: Path) -> Path:
     chapters.execute(run)
     page = run.output.with_name("index.html")
     html = page_of(nbformat.read(run.output, as_version=4))
-    partial = page.with_suffix(".partial")
-    try:
+    with whole(page) as partial:
         partial.write_text(html, encoding="utf-8")
-        partial.replace(page)
-    finally:
-        partial.unlink(missing_ok=True)
     return page
 
 

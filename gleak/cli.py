@@ -186,10 +186,10 @@ def shown(path: Path) -> str:
 
 
 def entry():
-    """Run the command; a chapter's error is a message, not a traceback."""
+    """Run the command; an error of a chapter or of the disk is a message, not a traceback."""
     try:
         main(standalone_mode=True)
-    except chapters.ChapterError as error:
+    except (chapters.ChapterError, OSError) as error:  # OSError: a disk that is full, or locked
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
