@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from gleak.files import whole
 from gleak.weights import read_tensors
 
 # What a client may tell about its local training, each a plain number.
@@ -177,12 +178,8 @@ class Update:
             "facts": dict(self.facts),
         }
         tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        partial = Path(f"{path}.partial")
-        try:
+        with whole(path) as partial:
             save_file(tensors, partial, metadata={"gleak": json.dumps(about)})
-            partial.replace(path)  # a half-written file never stands in place of a whole one
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def from_weights(
