@@ -44,8 +44,9 @@ class ChapterError(ValueError):
 
 @cache
 def root() -> Path:
-    """The project's folder: the one around this package, or the one that the caller stands in."""
-    for folder in (Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
+    """The project's folder: GLEAK_ROOT, the one around this package, or where the caller stands."""
+    named = [Path(os.environ["GLEAK_ROOT"])] if "GLEAK_ROOT" in os.environ else []
+    for folder in (*named, Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
             return folder
     raise ChapterError("not in a checkout of gleak: no notebooks/ and _config.yml here")
@@ -87,9 +88,20 @@ def profile_run(chapter: str, profile: str) -> Run:
 
 def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Run:
     """The run of a chapter with one's own parameters, in a folder named after them."""
+    parameters = located(parameters, Path.cwd())
     if folder is None:
         folder = root() / "runs" / f"{chapter}-{digest_of(parameters)[:8]}"
     return Run(chapter, parameters, Path(folder) / f"{chapter}.ipynb", "run")
+
+
+def located(parameters: Mapping, base: Path) -> dict:
+    """The parameters with the paths of data sets made absolute, as chapters run elsewhere."""
+    found = dict(parameters)
+    for name, value in found.items():
+        kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if kind in ("folder", "images") and path:
+            found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+    return found
 
 
 def execute(run: Run) -> float:
@@ -108,6 +120,9 @@ def execute(run: Run) -> float:
     for name, value in KERNEL.items():
         os.environ.setdefault(name, value)
     os.environ[FOLDER] = str(run.output.parent)
+    if any(str(value).startswith("module:") for value in run.parameters.values()):
+        path = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # one's own module, from where one stands
     started = time.perf_counter()
     try:
         executed = papermill.execute_notebook(

@@ -98,6 +98,39 @@ def run(chapter, parameters, out):
     click.echo(f"{job.chapter}: {seconds:.0f} s -> {shown(job.output)}")
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the sweep; runs/NAME-OF-THE-FILE by default.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be run.")
+@click.argument("arguments", metavar="[SNAKEMAKE'S ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
+def sweep(file, out, dry_run, arguments):
+    """Run what a sweep file lists, and gather the results in one table.
+
+    Finished runs are not done again. What follows the file goes to Snakemake as it is: --cores 4,
+    --retries 2, --executor slurm --jobs 100, --profile NAME and all its others.
+    """
+    from gleak import sweep as sweeps
+
+    folder = (out or chapters.root() / "runs" / file.stem).resolve()
+    runs = sweeps.plan(sweeps.read_sweep(file), folder)
+    status = sweeps.run_all(folder, arguments, dry_run)
+    if dry_run:
+        sys.exit(status)
+    done, failed = sweeps.gather(folder)
+    click.echo(f"{len(runs)} runs: {len(done)} done, {len(failed)} not")
+    for row in failed.to_dict("records"):
+        chosen = {k[6:]: v for k, v in row.items() if k.startswith("param.") and v == v}
+        chosen = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        click.echo(f"  {row['chapter']} ({chosen}): {row['error'].splitlines()[0]}", err=True)
+    click.echo(f"the table: {shown(folder / 'results.parquet')} and results.csv")
+    if len(failed):
+        sys.exit(1)
+
+
 @main.command()
 @click.option(
     "--profile", type=click.Choice(chapters.PROFILES), default="reference", show_default=True

@@ -65,21 +65,13 @@ class Search:
         winner = record.best_loss.argmin()
         images, *rest = [tensor[winner] for tensor in record.best]
         labels = rest.pop(0).argmax(1) if attack.joint_labels else objective.labels
-        order = labels.argsort(stable=True)
-
-        def finished_images(images):
-            restored = objective.enlarge(images)
-            if objective.simulation.copies > 1:
-                restored = merge_epochs(restored, objective.simulation.copies, labels)
-            return restored.clamp(0, 1)[order].cpu()
-
         result = Inversion(
-            finished_images(images),
-            labels[order].cpu(),
+            self.finish(images, labels),
+            labels.sort()[0].cpu(),
             record.frame(),
             attack,
             tuple(rest),
-            {step: finished_images(images) for step, images in record.kept.items()},
+            {step: self.finish(images, labels) for step, images in record.kept.items()},
         )
         if record.failed_at is not None:
             raise InversionFailed(
@@ -88,6 +80,13 @@ class Search:
                 result,
             )
         return result, finished
+
+    def finish(self, images, labels):
+        """Searched images (copies x K, C, h, w) as results (K, C, H, W), by ascending labels."""
+        images = self.objective.enlarge(images)
+        if self.objective.simulation.copies > 1:
+            images = merge_epochs(images, self.objective.simulation.copies, labels)
+        return images.clamp(0, 1)[labels.argsort(stable=True)].cpu()
 
     def start(self, seed, given, learnt) -> list[torch.Tensor]:
         """What to begin with: images (R, copies x K, C, h, w), soft labels, the learnt."""
@@ -235,8 +234,8 @@ class Record:
 
     def __init__(self, size, columns, inputs, snapshots):
         images = inputs[0]
-        self.wanted, self.kept = set(snapshots), {}
         self.columns = columns
+        self.wanted, self.kept = set(snapshots), {}
         self.rows = images.new_full((size, len(columns)), torch.nan).detach()
         self.best_loss = images.new_full((len(images),), torch.inf).detach()
         self.best = [tensor.detach().clone() for tensor in inputs]
