@@ -35,6 +35,8 @@ def invert(
     statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     compile: bool = False,
     update_model: str | Callable[..., Simulation] = "equivalent",
+    snapshots: Sequence[int] = (),
+    precision: float = 0.0,
     **overrides: float | str,
 ) -> Inversion:
     """Images that, with labels as counted, make the client's update.
@@ -51,6 +53,9 @@ def invert(
     update_model: how a candidate batch is turned into what a FedAvg client sends (see
     `list_update_models`): a name, or one of the functions of `gleak.inversion.update_models` with
     settings of its own, such as `partial(path, points=5)`. FedSGD knows "equivalent" alone.
+    snapshots: iterations whose images are kept beside the result, 0 for the start.
+    precision: the relative error of what was sent, where it was rounded or carries noise; closed
+    forms otherwise take no gradient that has not all its digits.
     overrides: single settings of the attack, such as `tv=1e-3` or `optimizer="lbfgs"`.
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
@@ -77,7 +82,7 @@ def invert(
     peeled = None
     if settings.features or (attack == "gleak" and update_model is equivalent):
         try:
-            peeled = peel(update, counts)
+            peeled = peel(update, counts, precision)
         except MissingKnowledge:
             if settings.features:
                 raise
@@ -91,18 +96,21 @@ def invert(
             preset = attacks.GLEAK_RESIDUAL
         settings = replace_all(preset, overrides)
 
-    histories, stage, best = [], settings, None
+    histories, kept, stage, best = [], {}, settings, None
     while stage:
         first, learnt = (start, ()) if best is None else (best.images, best.learnt)
         objective = Objective(
             update, labels, stage, peeled, statistics, compile, update_model, seed
         )
-        best, finished = Search(objective).run(seed, first, learnt, attack, progress)
+        before = sum(map(len, histories))
+        wanted = [step - before for step in snapshots]
+        best, finished = Search(objective).run(seed, first, learnt, attack, progress, wanted)
+        kept |= {before + step: images for step, images in best.snapshots.items()}
         histories.append(best.history)
         stage = stage.then if finished else None
     history = pd.concat(histories, ignore_index=True)
     history.index.name = "iteration"
-    return dataclasses.replace(best, history=history, attack=settings)
+    return dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
 
 
 def closed_form(images: torch.Tensor, labels: torch.Tensor) -> Inversion:

@@ -1,7 +1,8 @@
 """The search for the minimum of an Objective: starts, optimisers, and the record of the way."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -20,6 +21,7 @@ class Inversion:
     history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
     attack: the settings that were used, None for a closed form.
     learnt: what the update model learnt of its own, such as the point of `sme`.
+    snapshots: iteration -> images as they were when it began, where `invert` was asked for them.
     """
 
     images: torch.Tensor
@@ -27,6 +29,7 @@ class Inversion:
     history: pd.DataFrame
     attack: Attack | None
     learnt: tuple[torch.Tensor, ...] = ()
+    snapshots: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 class InversionFailed(RuntimeError):
@@ -43,12 +46,12 @@ class Search:
     def __init__(self, objective: Objective):
         self.objective, self.attack = objective, objective.attack
 
-    def run(self, seed, start, learnt, name, progress) -> tuple[Inversion, bool]:
+    def run(self, seed, start, learnt, name, progress, snapshots=()) -> tuple[Inversion, bool]:
         """The best of all restarts; False when Ctrl-C ended it."""
         attack, objective = self.attack, self.objective
         inputs = self.start(seed, start, learnt)
         size = attack.iterations * (attack.restarts if attack.optimizer == "lbfgs" else 1)
-        record = Record(size, objective.columns, inputs)
+        record = Record(size, objective.columns, inputs, snapshots)
         bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
         finished = True
         try:
@@ -62,16 +65,13 @@ class Search:
         winner = record.best_loss.argmin()
         images, *rest = [tensor[winner] for tensor in record.best]
         labels = rest.pop(0).argmax(1) if attack.joint_labels else objective.labels
-        order = labels.argsort(stable=True)
-        restored = objective.enlarge(images)
-        if objective.simulation.copies > 1:
-            restored = merge_epochs(restored, objective.simulation.copies, labels)
         result = Inversion(
-            restored.clamp(0, 1)[order].cpu(),
-            labels[order].cpu(),
+            self.finish(images, labels),
+            labels.sort()[0].cpu(),
             record.frame(),
             attack,
             tuple(rest),
+            {step: self.finish(images, labels) for step, images in record.kept.items()},
         )
         if record.failed_at is not None:
             raise InversionFailed(
@@ -80,6 +80,13 @@ class Search:
                 result,
             )
         return result, finished
+
+    def finish(self, images, labels):
+        """Searched images (copies x K, C, h, w) as results (K, C, H, W), by ascending labels."""
+        images = self.objective.enlarge(images)
+        if self.objective.simulation.copies > 1:
+            images = merge_epochs(images, self.objective.simulation.copies, labels)
+        return images.clamp(0, 1)[labels.argsort(stable=True)].cpu()
 
     def start(self, seed, given, learnt) -> list[torch.Tensor]:
         """What to begin with: images (R, copies x K, C, h, w), soft labels, the learnt."""
@@ -225,9 +232,10 @@ class BudgetSpent(Exception):  # noqa: N818
 class Record:
     """Losses and the best inputs, kept on the device."""
 
-    def __init__(self, size, columns, inputs):
+    def __init__(self, size, columns, inputs, snapshots):
         images = inputs[0]
         self.columns = columns
+        self.wanted, self.kept = set(snapshots), {}
         self.rows = images.new_full((size, len(columns)), torch.nan).detach()
         self.best_loss = images.new_full((len(images),), torch.inf).detach()
         self.best = [tensor.detach().clone() for tensor in inputs]
@@ -239,6 +247,8 @@ class Record:
         which = slice(None) if restart is None else slice(restart, restart + 1)
         lowest = losses.argmin()
         self.rows[self.done] = torch.cat([losses[lowest, None], terms[lowest]])
+        if self.done in self.wanted:
+            self.kept[self.done] = inputs[0][lowest].detach().clone()
         better = compared < self.best_loss[which]
         self.best_loss[which] = torch.where(better, compared, self.best_loss[which])
         for best, tensor in zip(self.best, inputs, strict=True):
