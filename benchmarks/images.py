@@ -42,8 +42,8 @@ CASES = {
     "resnet18-eval-1": ("resnet18", False, "cifar10", DISTINCT[:1], 60, None),
     "gradinversion-8": ("convnet", True, "cifar10", DISTINCT, 300, 1000),
     "gradinversion-8-repeated": ("convnet", True, "cifar10", list(range(8)), 300, 1000),
-    "gradinversion-16": ("convnet", True, "cifar100", SIXTEEN, 300, 1000),
-    "gradinversion-16-repeated": ("convnet", True, "cifar10", list(range(16)), 300, 300),
+    "gradinversion-16": ("convnet", True, "cifar100", SIXTEEN, 200, 600),
+    "gradinversion-16-repeated": ("convnet", True, "cifar10", list(range(16)), 200, 200),
 }
 
 
