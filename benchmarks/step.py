@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import gleak
 from gleak.inversion import ATTACKS, peel
 from gleak.inversion.attack import GLEAK_FEATURES
-from gleak.inversion.loop import Search
+from gleak.inversion.objective import Objective
 
 BATCHES = {"lenet": 4, "convnet": 4, "resnet18": 4}
 
@@ -63,7 +63,8 @@ def measure(model: str, mode: str) -> dict | None:
         if model == "resnet18":
             return None
         peeled, attack = peel(update, batch.label_counts), GLEAK_FEATURES
-    search = Search(update, batch.labels.sort().values, attack, peeled, None, mode == "compiled")
+    labels, compile = batch.labels.sort().values, mode == "compiled"
+    objective = Objective(update, labels, attack, peeled, compile=compile)
     images = torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(0))
     parameters, fade = list(update.model.parameters()), torch.tensor(1.0)
 
@@ -75,7 +76,7 @@ def measure(model: str, mode: str) -> dict | None:
         torch.autograd.grad(F.cross_entropy(update.model(images), batch.labels), parameters)
 
     def step():
-        search.step(images.detach().requires_grad_(), None, fade)
+        objective.step([images.detach().requires_grad_()], fade)
 
     seconds = interleaved(forward, gradient, step, repeats=15 if model == "resnet18" else 60)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -25,6 +25,7 @@ _HOME = {
     "restore_labels": "labels",
     "invert": "inversion",
     "list_attacks": "inversion",
+    "list_update_models": "inversion",
     "score": "metrics",
     "score_labels": "metrics",
     "list_pools": "training",

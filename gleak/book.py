@@ -58,12 +58,17 @@ def verdicts() -> pd.DataFrame:
 
 
 class AltText:
-    """Gives a picture the alt text that `figures.show` stored with it (a MyST-NB mime plugin)."""
+    """Gives a picture the alt text that `figures.show` stored with it (a MyST-NB mime plugin).
+
+    It also passes over the records of verdicts.
+    """
 
     mime_priority_overrides = ()
 
     @staticmethod
     def handle_mime(renderer, data, inline):
+        if data.mime_type == MIME:
+            return []  # a record is not for readers; the box beside it is
         alt = data.output_metadata.get("image/png", {}).get("alt")
         if data.mime_type != "image/png" or alt is None or inline:
             return None  # left to MyST-NB

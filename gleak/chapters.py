@@ -24,6 +24,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from gleak.files import whole
 from gleak.identity import digest_of, package_digest
 from gleak.records import FOLDER, stored_verdicts
 
@@ -44,8 +45,9 @@ class ChapterError(ValueError):
 
 @cache
 def root() -> Path:
-    """The project's folder: the one around this package, or the one that the caller stands in."""
-    for folder in (Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
+    """The project's folder: GLEAK_ROOT, the one around this package, or where the caller stands."""
+    named = [Path(os.environ["GLEAK_ROOT"])] if "GLEAK_ROOT" in os.environ else []
+    for folder in (*named, Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
             return folder
     raise ChapterError("not in a checkout of gleak: no notebooks/ and _config.yml here")
@@ -87,16 +89,28 @@ def profile_run(chapter: str, profile: str) -> Run:
 
 def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Run:
     """The run of a chapter with one's own parameters, in a folder named after them."""
+    parameters = located(parameters, Path.cwd())
     if folder is None:
         folder = root() / "runs" / f"{chapter}-{digest_of(parameters)[:8]}"
     return Run(chapter, parameters, Path(folder) / f"{chapter}.ipynb", "run")
+
+
+def located(parameters: Mapping, base: Path) -> dict:
+    """The parameters with the paths of data sets made absolute, as chapters run elsewhere."""
+    found = dict(parameters)
+    for name, value in found.items():
+        kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if kind in ("folder", "images") and path:
+            found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+    return found
 
 
 def execute(run: Run) -> float:
     """Execute a run, replace its notebook, and return the seconds it took.
 
     Raises ChapterError for parameters that the chapter does not have or that are of another type,
-    and when a cell fails; the failed notebook then lies beside the good one, which stays.
+    and when a cell fails; the failed notebook then lies beside the good one, which stays. Raises it
+    too when the disk is full or cannot be written to; nothing half-written is left then.
     """
     notebook = read_source(run.chapter)
     check_parameters(run.chapter, run.parameters)
@@ -108,6 +122,9 @@ def execute(run: Run) -> float:
     for name, value in KERNEL.items():
         os.environ.setdefault(name, value)
     os.environ[FOLDER] = str(run.output.parent)
+    if any(str(value).startswith("module:") for value in run.parameters.values()):
+        path = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)  # one's own module, from where one stands
     started = time.perf_counter()
     try:
         executed = papermill.execute_notebook(
@@ -124,14 +141,22 @@ def execute(run: Run) -> float:
             f"{run.chapter} failed: {error.ename}: {error.evalue}\n"
             f"  the notebook up to there: {failed}"
         ) from None
+    except OSError as error:
+        failed.unlink(missing_ok=True)
+        raise ChapterError(f"{run.chapter} cannot be written: {error}") from error
     seconds = time.perf_counter() - started
     normalise(executed)
     executed.metadata["gleak"] = {"profile": run.label, "key": freshness_key(run)}
-    write(executed, run.output)
-    failed.unlink()
+    try:
+        write(executed, run.output)
+    except OSError as error:
+        raise ChapterError(f"{run.chapter} cannot be written: {error}") from error
+    finally:
+        failed.unlink()
     if run.label == "run":
         about = {"chapter": run.chapter, "parameters": dict(run.parameters), "seconds": seconds}
-        (run.output.parent / "parameters.json").write_text(json.dumps(about, indent=2) + "\n")
+        with whole(run.output.parent / "parameters.json") as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n")
     else:
         note_runtime(run, seconds)
     return seconds
@@ -190,12 +215,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write in one go: a full disk or a kill leaves the old file as it was."""
-    partial = path.with_suffix(".partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def runtimes(profile: str) -> Path:
@@ -291,9 +312,11 @@ def stage(profile: str) -> Path:
     folder = root() / "_build" / "source" / profile
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root() / name, folder)
-    shutil.copytree(root() / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):
+        if (root() / name).exists():
+            shutil.copy(root() / name, folder)
+    for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
+        shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output

@@ -1,7 +1,9 @@
 """Figures of the study. Each comes with the words that a screen reader says in its place."""
 
 import base64
+import html
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,9 +12,11 @@ import torch
 from IPython.display import display
 from matplotlib import rc_params_from_file
 from matplotlib.figure import Figure
+from PIL import Image
 
 from gleak.data import Batch
 from gleak.inversion import Inversion
+from gleak.metrics import psnr
 
 # Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
 STYLE = rc_params_from_file(
@@ -115,9 +119,79 @@ def show_image(axis, image: torch.Tensor, title: str) -> None:
         spine.set_visible(False)
 
 
-def show(figure_and_alt: tuple[Figure, str]) -> None:
-    """Display a figure in a notebook; its alt text goes along with the picture into the page."""
+def slider(
+    batch: Batch, snapshots: Mapping[int, torch.Tensor], match: Sequence[int]
+) -> tuple[str, str]:
+    """A search to be watched: the images of each snapshot behind a slider; HTML and its alt text.
+
+    snapshots: iteration -> images (K, C, H, W) in [0, 1]; match: which of them belongs to each of
+    the batch's images, as in the scores.
+    """
+    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    frames, last = [], max(snapshots)
+    for step, images in snapshots.items():
+        restored = images[list(match)]
+        reached = psnr(restored, batch.images).mean()
+        words = f"What the search holds after {step} of {last} iterations, at {reached:.1f} dB."
+        title = f"{step} iterations, {reached:.1f} dB"
+        frames.append(picture(restored, words, f'data-frame="{title}"{" hidden" * (step < last)}'))
+    original = picture(batch.images, f"The images that the client holds: {names}.")
+    page = (
+        '<div class="gleak-slider"><p class="row-title">original</p>'
+        f'{original}<p class="row-title">restored</p>{"".join(frames)}'
+        '<div class="control" hidden><label>iteration '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}"></label>'
+        "<output></output></div></div>"
+    )
+    alt = f"A slider over {len(frames)} pictures of the search, up to iteration {last}, at the end."
+    return page, alt
+
+
+def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, str]:
+    """Each original under its restoration, with a slider that uncovers it; HTML and alt text."""
+    pairs = []
+    for index, match in enumerate(scores["match"]):
+        name, reached = batch.class_names[batch.labels[index]], scores["psnr"][index]
+        before = picture(batch.images[index, None], f"The client's image number {index}: {name}.")
+        words = f"The same image ({name}) as the server restored it, at {reached:.1f} dB."
+        after = picture(result.images[match, None], words)
+        pairs.append(
+            f'<figure><div class="pair">{before}{after}</div>'
+            f"<figcaption>{html.escape(name)}, {reached:.1f} dB</figcaption></figure>"
+        )
+    page = (
+        f'<div class="gleak-compare"><div class="pairs">{"".join(pairs)}</div>'
+        '<div class="control" hidden><span>restored</span>'
+        '<input type="range" min="0" max="100" value="50" aria-label="how much of the original to '
+        'show"><span>original</span></div></div>'
+    )
+    alt = (
+        f"{len(pairs)} images, each as the client has it on the left and as restored on the right."
+    )
+    return page, alt
+
+
+def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
+    """Images (K, C, H, W) in [0, 1] side by side, as an HTML element that holds its own pixels."""
+    gap = images.new_ones(*images.shape[1:3], 2)
+    strip = torch.cat([part for image in images for part in (image, gap)][:-1], dim=2)
+    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    width = max(560 // strip.shape[2], 1) * strip.shape[2]  # whole pixels where there is room
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{width}" alt="{html.escape(words)}" '
+        f"{attributes}>"
+    )
+
+
+def show(figure_and_alt: tuple[Figure | str, str]) -> None:
+    """Display a figure, or one in HTML, in a notebook; its alt text goes along into the page."""
     figure, alt = figure_and_alt
+    if isinstance(figure, str):
+        display({"text/html": figure, "text/plain": alt}, raw=True)
+        return
     buffer = io.BytesIO()
     with plt.rc_context(STYLE):
         figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -406,3 +406,20 @@ def test_a_dead_network_fails_with_an_error_not_with_nan(tiny):
     update = gleak.fedsgd(dead, tiny)
     with pytest.raises(ValueError, match="gradient is zero"):
         gleak.invert(update, tiny.label_counts, progress=False)
+
+
+def test_snapshots_are_the_images_of_their_iterations(batch):
+    update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
+    search = {"attack": "inverting-gradients", "progress": False, "tv": 0.0}
+    # the schedule's first decay comes after 3/8 of the way, so the first steps are the same
+    watched = gleak.invert(update, batch.label_counts, iterations=8, snapshots=[0, 2, 9], **search)
+    short = gleak.invert(update, batch.label_counts, iterations=16, snapshots=[2], **search)
+    assert list(watched.snapshots) == [0, 2]
+    assert watched.snapshots[0].shape == batch.images.shape
+    assert torch.equal(watched.snapshots[2], short.snapshots[2])
+    assert not torch.equal(watched.snapshots[0], watched.snapshots[2])
+    staged = gleak.invert(
+        update, batch.label_counts, "gleak", iterations=10, snapshots=[3], progress=False
+    )  # five stages of two iterations
+    assert staged.attack.then
+    assert list(staged.snapshots) == [3]

@@ -34,10 +34,19 @@ class Public(SphinxDirective):
         return node.children
 
 
+def escape(line: str) -> str:
+    """Stars and bars outside of code are meant as they stand."""
+    if line.lstrip().startswith(">>>"):
+        return line
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 def mark_up(app, what, name, thing, options, lines) -> None:
     """Docstrings are plain text: make a list of the parameters, and `Raises` stand out."""
     marked, inside = [], False
-    for line in lines:
+    for line in map(escape, lines):
         if PARAMETER.match(line):
             if not inside:
                 marked.append("")

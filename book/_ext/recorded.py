@@ -5,6 +5,7 @@ Every chapter gets a card: its objectives, and what the reference run took and o
 claim N           a sentence of the paper, and the verdicts that chapters recorded on it
 chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
 chapter-times     a table of what the chapters took
+recorded-table    a file of book/results, as means over runs
 """
 
 import ast
@@ -13,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
@@ -69,13 +71,13 @@ def kind(verdict: str) -> str:
     return {"holds": "holds", "holds partly": "partly"}.get(verdict, "not")
 
 
-def link(env, chapter: str, *content: nodes.Node) -> nodes.Node:
-    """A reference to a chapter; its title where there is no content."""
+def link(env, chapter: str, text: str = "") -> nodes.Node:
+    """A reference to a chapter, by its title where there is no text."""
     reference = addnodes.pending_xref(
         refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
-        refexplicit=bool(content), refwarn=True,
+        refexplicit=bool(text), refwarn=True,
     )  # fmt: skip
-    reference += nodes.inline("", "", *content)
+    reference += nodes.inline("", text)
     return reference
 
 
@@ -96,12 +98,11 @@ class Claim(SphinxDirective):
         if summary:
             line += nodes.Text(f"{summary} ")
         for chapter, record in found:
-            badge = nodes.inline(
-                "", record["verdict"], classes=["badge-" + kind(record["verdict"])]
-            )
+            badge = nodes.inline(classes=["badge-" + kind(record["verdict"])])
+            badge += link(self.env, chapter, record["verdict"])
             if not summary:
                 line += nodes.Text(f"{record['measured'].rstrip('.')}. ")
-            line += [link(self.env, chapter, badge), nodes.Text(" ")]
+            line += [badge, nodes.Text(" ")]
         if not found and not summary:
             line += nodes.Text("No chapter has recorded a verdict on it.")
         row += line
@@ -109,30 +110,33 @@ class Claim(SphinxDirective):
 
 
 class ChapterFigure(SphinxDirective):
-    """A chapter's picture, with its alt text: the chapter and the figure's name as arguments."""
+    """A chapter's figure, with its alt text: the chapter and the figure's name as arguments."""
 
     required_arguments = 2
     has_content = True
 
     def run(self):
         chapter, name = self.arguments
-        picture = next(
+        data = next(
             (
                 output
                 for cell, output in outputs(notebooks(self.env)[chapter])
                 if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
-                and "image/png" in output["data"]
+                and {"image/png", "text/html"} & set(output["data"])
             ),
             None,
         )
-        if picture is None:
-            raise self.error(f"{chapter} has no figure {name}")
-        file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode("".join(picture["data"]["image/png"])))
-        uri = "/" + os.path.relpath(file, self.env.srcdir)  # as MyST-NB does for its own
-        figure = nodes.figure("", nodes.image(uri=uri, alt=picture["metadata"]["image/png"]["alt"]))
-        self.add_name(figure)
+        if data is None:  # a test sees to it that no such page is published
+            return [nodes.paragraph("", f"{chapter} has not been executed since {name} was added.")]
+        figure = nodes.figure(classes=["chapter-figure"])
+        if "text/html" in data["data"]:
+            figure += nodes.raw("", "".join(data["data"]["text/html"]), format="html")
+        else:
+            file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(base64.b64decode("".join(data["data"]["image/png"])))
+            uri = "/" + os.path.relpath(file, self.env.srcdir)  # as MyST-NB does for its own
+            figure += nodes.image(uri=uri, alt=data["metadata"]["image/png"]["alt"])
         text = nodes.container()
         self.state.nested_parse(self.content, self.content_offset, text)
         figure += nodes.caption("", "", *text[0].children)
@@ -153,6 +157,29 @@ class ChapterTimes(SphinxDirective):
             return [nodes.paragraph("", "No times were recorded for these notebooks.")]
         total = sum(int(row[1]) for row in rows)
         return [table(head, [*rows, ["all", str(total), "", ""]])]
+
+
+class RecordedTable(SphinxDirective):
+    """A file of book/results: means of columns for each combination of others."""
+
+    required_arguments = 1
+    option_spec = {"by": str, "mean": str}
+
+    def run(self):
+        file = Path(self.env.srcdir) / "book" / "results" / self.arguments[0]
+        by, mean = ([n.strip() for n in self.options[key].split(",")] for key in ("by", "mean"))
+        groups = pd.read_csv(file, comment="#").groupby(by, sort=False)
+        frame = groups[mean].mean()
+        frame.insert(0, "runs", groups.size())
+        rows = [
+            [*key, f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
+            for key, values in zip(frame.index, frame.to_numpy(), strict=True)
+        ]
+        about = [
+            line[1:].strip() for line in file.read_text("utf-8").splitlines() if line[0] == "#"
+        ]
+        note = nodes.paragraph("", "; ".join(about) + ".", classes=["table-source"])
+        return [table([*by, *frame.columns.str.replace("_", " ")], rows), note]
 
 
 def table(head, rows) -> nodes.table:
@@ -202,9 +229,29 @@ def add_card(app, doctree) -> None:
     section.replace(objectives, card)
 
 
+def add_references(app, doctree, docname) -> None:
+    """List what a chapter cites at its end; the page of references has all, with the links."""
+    if not docname.startswith("notebooks/"):
+        return
+    domain = app.env.get_domain("cite")
+    here = [ref for ref in domain.citation_refs if ref.docname == docname]
+    keys = {target.key for ref in here for target in ref.targets}
+    cited = [citation for citation in domain.citations if citation.key in keys]
+    if not cited:
+        return
+    entries = nodes.bullet_list(classes=["chapter-references"])
+    for citation in cited:
+        entry = nodes.paragraph("", "", *citation.formatted_entry.text.render(domain.backend))
+        entries += nodes.list_item("", entry)
+    section = next(doctree.findall(nodes.section))
+    section += [nodes.rubric("", "References"), entries]
+
+
 def setup(app):
     app.add_directive("claim", Claim)
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("chapter-times", ChapterTimes)
+    app.add_directive("recorded-table", RecordedTable)
     app.connect("doctree-read", add_card)
+    app.connect("doctree-resolved", add_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

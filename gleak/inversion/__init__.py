@@ -5,37 +5,51 @@ distances   between gradients
 priors      on images
 peel        what the gradient gives away in closed form, layer by layer
 exact       images in closed form
-loop        `invert`: the one search that serves all attacks
+update_models  how a candidate batch is turned into what the server saw
+objective   the loss of an attack on an update
+search      its minimum: starts, optimisers, the record of the way
+loop        `invert`: one door for all attacks
 """
 
 from gleak.inversion.attack import ATTACKS, Attack
 from gleak.inversion.distances import DISTANCES, cosine, flatten
 from gleak.inversion.exact import spear
-from gleak.inversion.loop import (
-    Inversion,
-    InversionFailed,
-    invert,
-    labels_of,
-    list_attacks,
-    simulate,
-)
+from gleak.inversion.loop import invert, labels_of, list_attacks
 from gleak.inversion.peel import peel
 from gleak.inversion.priors import PRIORS, total_variation
+from gleak.inversion.search import Inversion, InversionFailed
+from gleak.inversion.update_models import (
+    UPDATE_MODELS,
+    equivalent,
+    list_update_models,
+    nl_sme,
+    path,
+    simulate,
+    sme,
+    unrolled,
+)
 
 __all__ = [
     "ATTACKS",
     "DISTANCES",
     "PRIORS",
+    "UPDATE_MODELS",
     "Attack",
     "Inversion",
     "InversionFailed",
     "cosine",
+    "equivalent",
     "flatten",
     "invert",
     "labels_of",
     "list_attacks",
+    "list_update_models",
+    "nl_sme",
+    "path",
     "peel",
     "simulate",
+    "sme",
     "spear",
     "total_variation",
+    "unrolled",
 ]

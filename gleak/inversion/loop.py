@@ -1,47 +1,20 @@
-"""One search for all attacks: images whose gradient is the one that the client sent."""
+"""`invert`: one door for all attacks, on gradients and on weights."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.nn import functional as F
-from tqdm import tqdm
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
-from gleak.inversion.batch_norm import batch_norm_targets, listen, statistics_distance
-from gleak.inversion.distances import DISTANCES
 from gleak.inversion.exact import exact_images
+from gleak.inversion.objective import Objective
 from gleak.inversion.peel import peel
-from gleak.inversion.priors import PRIORS
+from gleak.inversion.search import Inversion, Search
+from gleak.inversion.update_models import Simulation, equivalent, known_model, observed
 from gleak.update import MissingKnowledge, Update
-
-
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """Restored images (K, C, H, W) in [0, 1], their labels (K,), and how the search went.
-
-    history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
-    attack: the settings that were used, None for a closed form.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    history: pd.DataFrame
-    attack: Attack | None
-
-
-class InversionFailed(RuntimeError):
-    """The loss is not finite any more; `best` holds the Inversion up to the last good images."""
-
-    def __init__(self, message: str, best: Inversion):
-        super().__init__(message)
-        self.best = best
 
 
 def list_attacks() -> list[str]:
@@ -60,9 +33,12 @@ def invert(
     start: torch.Tensor | str | None = None,
     statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     compile: bool = False,
+    update_model: str | Callable[..., Simulation] = "equivalent",
+    snapshots: Sequence[int] = (),
+    precision: float = 0.0,
     **overrides: float | str,
 ) -> Inversion:
-    """Images whose gradient, with labels as counted, is the update's gradient.
+    """Images that, with labels as counted, make the client's update.
 
     counts: (N,) how often each class occurs, summing to K (see `restore_labels`).
     attack: a preset (see `list_attacks`); "gleak" picks by what the update gives away in closed
@@ -73,18 +49,23 @@ def invert(
     statistics: name of a batch norm layer -> mean and variance of what entered it at the client,
     for attacks that use them; the model's running statistics by default.
     compile: run the step through torch.compile; without a compiler a note says so.
+    update_model: how a candidate batch is turned into what a FedAvg client sends (see
+    `list_update_models`): a name, or one of the functions of `gleak.inversion.update_models` with
+    settings of its own, such as `partial(path, points=5)`. FedSGD knows "equivalent" alone.
+    snapshots: iterations whose images are kept beside the result, 0 for the start.
+    precision: the relative error of what was sent, where it was rounded or carries noise; closed
+    forms otherwise take no gradient that has not all its digits.
     overrides: single settings of the attack, such as `tv=1e-3` or `optimizer="lbfgs"`.
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
 
-    A FedAvg update is treated as its equivalent gradient.
-
-    Raises ValueError for an unknown attack or override, for counts that do not fit the update and
-    for a gradient that is zero; MissingKnowledge where "exact" has no closed form; InversionFailed
-    when the loss stops being finite.
+    Raises ValueError for an unknown attack, update model or override, for counts that do not fit
+    the update and for an update of zero; MissingKnowledge where "exact" has no closed form or the
+    client told less than the update model needs; InversionFailed when the loss stops being finite.
     """
     labels = labels_of(counts, update)
-    if not any(gradient.any() for gradient in update.equivalent_gradient().values()):
+    update_model = known_model(update, update_model)
+    if not any(gradient.any() for gradient in observed(update)[0].values()):
         raise ValueError("the update's gradient is zero: there is nothing to match")
     labels = labels.to(update.classifier.weight.device)
     counts = torch.bincount(labels, minlength=update.num_classes)
@@ -98,9 +79,9 @@ def invert(
         overrides["iterations"] = iterations
     settings = settings_of(attack, overrides)
     peeled = None
-    if attack == "gleak" or settings.features:
+    if settings.features or (attack == "gleak" and update_model is equivalent):
         try:
-            peeled = peel(update, counts)
+            peeled = peel(update, counts, precision)
         except MissingKnowledge:
             if settings.features:
                 raise
@@ -112,348 +93,21 @@ def invert(
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
         settings = replace_all(preset, overrides)
 
-    histories, stage, best = [], settings, None
+    histories, kept, stage, best = [], {}, settings, None
     while stage:
-        search = Search(update, labels, stage, peeled, statistics, compile)
-        first = start if best is None else best.images
-        best, finished = search.run(seed, first, attack, progress)
+        first, learnt = (start, ()) if best is None else (best.images, best.learnt)
+        objective = Objective(
+            update, labels, stage, peeled, statistics, compile, update_model, seed
+        )
+        before = sum(map(len, histories))
+        wanted = [step - before for step in snapshots]
+        best, finished = Search(objective).run(seed, first, learnt, attack, progress, wanted)
+        kept |= {before + step: images for step, images in best.snapshots.items()}
         histories.append(best.history)
         stage = stage.then if finished else None
     history = pd.concat(histories, ignore_index=True)
     history.index.name = "iteration"
-    return dataclasses.replace(best, history=history, attack=settings)
-
-
-class Search:
-    """The loss of one attack on one update, and the search for its minimum."""
-
-    def __init__(self, update, labels, attack, peeled, statistics, compile):
-        self.update, self.labels, self.attack, self.peeled = update, labels, attack, peeled
-        own, sent = dict(update.model.named_parameters()), update.equivalent_gradient()
-        names = list(sent)
-        if attack.features:  # what lies behind the peeled layers is used up
-            below = {id(p) for layer in peeled.layers[: peeled.depth] for p in layer.parameters()}
-            names = [name for name in names if id(own[name]) in below]
-            self.trunk = nn.Sequential(*peeled.layers[: peeled.depth])
-            with torch.no_grad():
-                gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.activations))
-            self.spread = (peeled.activations - gray).square().mean()
-        self.parameters = {name: own[name] for name in names}
-        self.observed = [sent[name] for name in names]
-        self.norms = batch_norm_targets(update.model, statistics) if attack.batch_norm else {}
-        self.columns = ["loss", "distance"] + [
-            name for name in attacks.WEIGHTS if name != "match" and getattr(attack, name)
-        ]
-        self.step = self.eager_step
-        if compile and not self.norms:  # hooks would break the compiled step apart
-            self.step = compiled(self.functional_step, self.eager_step)
-
-    # -- the loss ---------------------------------------------------------------------------
-
-    def loss(self, images, soft_labels, fade, gradient) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of one restart (), and its terms (T,); `gradient` simulates the client's."""
-        attack, zero = self.attack, images.new_zeros(())
-        images = self.enlarge(images)
-        targets = self.labels if soft_labels is None else soft_labels.softmax(1)
-        distance, terms, entered = zero, [], {}
-        if attack.match:
-            if self.norms:
-                with listen(self.update.model, self.norms) as entered:
-                    simulated = gradient(images, targets)
-            else:
-                simulated = gradient(images, targets)
-            distance = DISTANCES[attack.distance](simulated, self.observed)
-        total = attack.match * distance
-        for name in self.columns[2:]:
-            if name == "features":
-                error = self.trunk(images) - self.peeled.activations
-                term = error.square().mean() / self.spread
-            elif name == "batch_norm":
-                term = statistics_distance(entered, self.norms) if self.norms else zero
-            elif name == "group":
-                term = zero  # lies between the restarts, see `group`
-            else:
-                term = PRIORS[name](images)
-            terms.append(term)
-            total = total + getattr(attack, name) * (fade if "tv" in name else 1.0) * term
-        return total, torch.stack([distance, *terms]).detach()
-
-    def simulate(self, images, targets):
-        """What a client with these images and labels would send, through autograd: the fastest."""
-        return simulate(self.update.model, list(self.parameters.values()), images, targets)
-
-    def simulate_functional(self, images, targets):
-        """The same through torch.func, which torch.compile can follow."""
-
-        def client_loss(parameters):
-            logits = functional_call(self.update.model, parameters, (images,))
-            return F.cross_entropy(logits, targets)
-
-        return list(torch.func.grad(client_loss)(self.parameters).values())
-
-    def eager_step(self, images, soft_labels, fade):
-        """Loss, terms and the loss's gradient with respect to the images (and soft labels)."""
-        loss, terms = self.loss(images, soft_labels, fade, self.simulate)
-        inputs = [images] if soft_labels is None else [images, soft_labels]
-        return loss.detach(), terms, torch.autograd.grad(loss, inputs)
-
-    def functional_step(self, images, soft_labels, fade):
-        """`eager_step` in functional form."""
-
-        def loss_of(*inputs):
-            labels = inputs[1] if len(inputs) == 2 else None
-            return self.loss(inputs[0], labels, fade, self.simulate_functional)
-
-        inputs = (images,) if soft_labels is None else (images, soft_labels)
-        which = tuple(range(len(inputs)))
-        gradient, (loss, terms) = torch.func.grad_and_value(loss_of, which, has_aux=True)(*inputs)
-        return loss, terms, gradient
-
-    def enlarge(self, images):
-        """Images of the search's resolution (K, C, h, w) at full size."""
-        if self.attack.resolution == 1:
-            return images
-        size = self.update.input_shape[1:]
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-
-    # -- the search -------------------------------------------------------------------------
-
-    def run(self, seed, start, name, progress) -> tuple[Inversion, bool]:
-        """The best of all restarts; False when Ctrl-C ended it."""
-        attack = self.attack
-        images = self.start(seed, start)  # (R, K, C, H, W)
-        soft = None
-        if attack.joint_labels:
-            draws = torch.Generator().manual_seed(seed)
-            shape = (len(images), len(self.labels), self.update.num_classes)
-            soft = torch.randn(shape, generator=draws).to(images).requires_grad_()
-        size = attack.iterations * (attack.restarts if attack.optimizer == "lbfgs" else 1)
-        record = Record(len(images), size, self.columns, images, soft)
-        bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
-        finished = True
-        try:
-            search = self.lbfgs if attack.optimizer == "lbfgs" else self.adam
-            search(images, soft, record, bar, torch.Generator().manual_seed(seed + 1))
-        except KeyboardInterrupt:
-            finished = False
-            print(f"stopped after {record.done} of {size} iterations; the best images are kept")
-        finally:
-            bar.close()
-        winner = record.best_loss.argmin()
-        labels = self.labels
-        if soft is not None:
-            labels = record.best_soft[winner].argmax(1)
-        order = labels.argsort(stable=True)
-        restored = self.enlarge(record.best_images[winner]).clamp(0, 1)
-        result = Inversion(restored[order].cpu(), labels[order].cpu(), record.frame(), attack)
-        if record.failed_at is not None:
-            raise InversionFailed(
-                f"{name}: the loss is not finite at iteration {record.failed_at} "
-                "(error.best holds the last good images)",
-                result,
-            )
-        return result, finished
-
-    def start(self, seed, given):
-        """Images (R, K, C, H, W) to begin with."""
-        attack, full = self.attack, (len(self.labels), *self.update.input_shape)
-        side = [max(round(length * attack.resolution), 1) for length in full[2:]]
-        shape = (*full[:2], *side)
-        draws = torch.Generator().manual_seed(seed)
-        if given is not None:
-            given = torch.as_tensor(given)
-            if given.shape != full:
-                raise ValueError(f"start must have shape {full}; got {tuple(given.shape)}")
-            if shape != full:
-                given = F.interpolate(given, size=side, mode="area")
-            images = given.expand(attack.restarts, *shape).clone()
-        elif attack.start == "uniform":
-            images = torch.rand(attack.restarts, *shape, generator=draws)
-        elif attack.start == "gray":
-            images = 0.5 + 0.01 * torch.randn(attack.restarts, *shape, generator=draws)
-        elif attack.start == "patterned":  # a 4x4 tile of noise, repeated
-            tile = 0.5 + 0.25 * torch.randn(attack.restarts, *shape[:2], 4, 4, generator=draws)
-            repeats = [-(-side // 4) for side in shape[2:]]
-            images = tile.repeat(1, 1, 1, *repeats)[..., : shape[2], : shape[3]]
-        else:
-            images = 0.5 + 0.25 * torch.randn(attack.restarts, *shape, generator=draws)
-        if attack.box:
-            images = images.clamp(0, 1)
-        return images.to(self.update.classifier.weight).contiguous().requires_grad_()
-
-    def adam(self, images, soft, record, bar, draws) -> None:
-        """Adam in its kinds, all restarts side by side; no step waits for a number from a GPU."""
-        attack = self.attack
-        inputs = [images] if soft is None else [images, soft]
-        kind = torch.optim.AdamW if attack.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(inputs, lr=attack.lr)
-        for step in range(attack.iterations):
-            done = step / attack.iterations
-            losses, gradients = self.evaluate(images, soft, attack.tv_end**done)
-            record.add(*losses, images, soft)
-            for tensor, gradient in zip(inputs, gradients, strict=True):
-                tensor.grad = gradient.sign() if attack.optimizer == "signed-adam" else gradient
-            rate = attack.lr * decay(attack.schedule, done)
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            with torch.no_grad():
-                if attack.noise:
-                    noise = torch.randn(images.shape, generator=draws)
-                    images.add_(noise.to(images), alpha=rate * attack.noise)
-                if attack.box:
-                    images.clamp_(0, 1)
-            bar.update()
-            if record.failed(bar):
-                break
-
-    def lbfgs(self, images, soft, record, bar, draws) -> None:
-        """L-BFGS with line search; restarts one after the other."""
-        attack = self.attack
-        for restart in range(len(images)):
-            one = images[restart : restart + 1].detach().clone().requires_grad_()
-            one_soft = None
-            if soft is not None:
-                one_soft = soft[restart : restart + 1].detach().clone().requires_grad_()
-            inputs = [one] if soft is None else [one, one_soft]
-            optimizer = torch.optim.LBFGS(
-                inputs,
-                lr=attack.lr,
-                max_iter=attack.iterations,
-                max_eval=attack.iterations,
-                history_size=50,
-                tolerance_grad=0,
-                tolerance_change=0,
-                line_search_fn="strong_wolfe",
-            )
-            evaluations = 0
-
-            def closure(restart=restart, one=one, one_soft=one_soft, inputs=inputs):
-                nonlocal evaluations
-                if evaluations == attack.iterations:
-                    raise BudgetSpent
-                done = evaluations / attack.iterations
-                losses, gradients = self.evaluate(one, one_soft, attack.tv_end**done)
-                record.add(*losses, one, one_soft, restart)
-                for tensor, gradient in zip(inputs, gradients, strict=True):
-                    tensor.grad = gradient
-                evaluations += 1
-                bar.update()
-                if record.failed(bar):
-                    raise BudgetSpent
-                return losses[0].sum()
-
-            try:
-                optimizer.step(closure)
-            except BudgetSpent:
-                if record.failed_at is not None:
-                    break
-
-    def evaluate(self, images, soft, fade):
-        """(Losses (R,), losses at the end weights (R,), terms (R, T)) and gradients."""
-        fade = images.new_tensor(fade)
-        rows = [
-            self.step(
-                image.detach().requires_grad_(),
-                None if soft is None else soft[index].detach().requires_grad_(),
-                fade,
-            )
-            for index, image in enumerate(images)
-        ]
-        losses = torch.stack([loss for loss, _, _ in rows])
-        terms = torch.stack([term for _, term, _ in rows])
-        gradients = [torch.stack(g) for g in zip(*(g for _, _, g in rows), strict=True)]
-        if self.attack.group:
-            away = images.detach() - images.detach().mean(0)
-            column = self.columns.index("group") - 1
-            terms[:, column] = away.square().mean((1, 2, 3, 4))
-            # the mean is where the restarts agree, and is held fixed
-            gradients[0] += self.attack.group * 2 * away / away[0].numel()
-            losses = losses + self.attack.group * terms[:, column]
-        # Weights that fade make losses of different steps unlike: compare them as at the end.
-        compared = losses
-        for column, name in enumerate(self.columns[1:]):
-            if "tv" in name:
-                weight = getattr(self.attack, name)
-                compared = compared + weight * (self.attack.tv_end - fade) * terms[:, column]
-        return (losses, compared, terms), gradients
-
-
-class BudgetSpent(Exception):  # noqa: N818
-    """Ends L-BFGS in the middle of a line search."""
-
-
-class Record:
-    """Losses and the best images, kept on the device."""
-
-    def __init__(self, restarts, size, columns, images, soft):
-        self.columns = columns
-        self.rows = images.new_full((size, len(columns)), torch.nan).detach()
-        self.best_loss = images.new_full((restarts,), torch.inf).detach()
-        self.best_images = images.detach().clone()
-        self.best_soft = None if soft is None else soft.detach().clone()
-        self.done, self.failed_at = 0, None
-
-    @torch.no_grad()
-    def add(self, losses, compared, terms, images, soft, restart=None) -> None:
-        """One evaluation of all restarts, or of one."""
-        which = slice(None) if restart is None else slice(restart, restart + 1)
-        lowest = losses.argmin()
-        self.rows[self.done] = torch.cat([losses[lowest, None], terms[lowest]])
-        better = compared < self.best_loss[which]
-        self.best_loss[which] = torch.where(better, compared, self.best_loss[which])
-        mask = better[:, None, None, None, None]
-        self.best_images[which] = torch.where(mask, images, self.best_images[which])
-        if soft is not None:
-            self.best_soft[which] = torch.where(mask[..., 0, 0], soft, self.best_soft[which])
-        self.done += 1
-
-    def failed(self, bar) -> bool:
-        """Now and then: show the loss, and see whether it is still finite."""
-        if self.done % 25 and self.done != len(self.rows):
-            return False
-        loss = self.rows[self.done - 1, 0].item()
-        bar.set_postfix(loss=f"{loss:.4f}")
-        if not math.isfinite(loss):
-            self.failed_at = self.done
-        return self.failed_at is not None
-
-    def frame(self) -> pd.DataFrame:
-        """The history."""
-        frame = pd.DataFrame(self.rows[: self.done].cpu().numpy(), columns=self.columns)
-        frame.index.name = "iteration"
-        return frame
-
-
-def simulate(model, parameters, images, labels) -> tuple[torch.Tensor, ...]:
-    """The gradient that a client with these images and labels would send, differentiable."""
-    loss = F.cross_entropy(model(images), labels)
-    return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-
-
-def compiled(step, fallback):
-    """The step through torch.compile; the fallback, with a note, where that does not work."""
-    current = torch.compile(step)
-
-    def call(*inputs):
-        nonlocal current
-        try:
-            return current(*inputs)
-        except Exception as error:  # no compiler, or a model that it cannot follow
-            if current is fallback:
-                raise
-            reason = str(error).strip().splitlines()[0]
-            print(f"torch.compile does not work here, so the step runs uncompiled: {reason}")
-            current = fallback
-            return current(*inputs)
-
-    return call
-
-
-def decay(schedule: str, done: float) -> float:
-    """The share of the step size that is left when a share `done` of the search is."""
-    if schedule == "step":
-        return 0.1 ** sum(done >= eighths / 8 for eighths in (3, 5, 7))
-    return (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1.0
+    return dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
 
 
 def closed_form(images: torch.Tensor, labels: torch.Tensor) -> Inversion:

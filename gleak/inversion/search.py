@@ -1,0 +1,280 @@
+"""The search for the minimum of an Objective: starts, optimisers, and the record of the way."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gleak.inversion.attack import Attack
+from gleak.inversion.objective import Objective
+from gleak.inversion.update_models import merge_epochs
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Restored images (K, C, H, W) in [0, 1], their labels (K,), and how the search went.
+
+    history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
+    attack: the settings that were used, None for a closed form.
+    learnt: what the update model learnt of its own, such as the point of `sme`.
+    snapshots: iteration -> images as they were when it began, where `invert` was asked for them.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    history: pd.DataFrame
+    attack: Attack | None
+    learnt: tuple[torch.Tensor, ...] = ()
+    snapshots: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+
+class InversionFailed(RuntimeError):
+    """The loss is not finite any more; `best` holds the Inversion up to the last good images."""
+
+    def __init__(self, message: str, best: Inversion):
+        super().__init__(message)
+        self.best = best
+
+
+class Search:
+    """Restarts side by side; `inputs` as in Objective, each with a first axis over restarts."""
+
+    def __init__(self, objective: Objective):
+        self.objective, self.attack = objective, objective.attack
+
+    def run(self, seed, start, learnt, name, progress, snapshots=()) -> tuple[Inversion, bool]:
+        """The best of all restarts; False when Ctrl-C ended it."""
+        attack, objective = self.attack, self.objective
+        inputs = self.start(seed, start, learnt)
+        size = attack.iterations * (attack.restarts if attack.optimizer == "lbfgs" else 1)
+        record = Record(size, objective.columns, inputs, snapshots)
+        bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
+        finished = True
+        try:
+            search = self.lbfgs if attack.optimizer == "lbfgs" else self.adam
+            search(inputs, record, bar, torch.Generator().manual_seed(seed + 1))
+        except KeyboardInterrupt:
+            finished = False
+            print(f"stopped after {record.done} of {size} iterations; the best images are kept")
+        finally:
+            bar.close()
+        winner = record.best_loss.argmin()
+        images, *rest = [tensor[winner] for tensor in record.best]
+        labels = rest.pop(0).argmax(1) if attack.joint_labels else objective.labels
+        result = Inversion(
+            self.finish(images, labels),
+            labels.sort()[0].cpu(),
+            record.frame(),
+            attack,
+            tuple(rest),
+            {step: self.finish(images, labels) for step, images in record.kept.items()},
+        )
+        if record.failed_at is not None:
+            raise InversionFailed(
+                f"{name}: the loss is not finite at iteration {record.failed_at} "
+                "(error.best holds the last good images)",
+                result,
+            )
+        return result, finished
+
+    def finish(self, images, labels):
+        """Searched images (copies x K, C, h, w) as results (K, C, H, W), by ascending labels."""
+        images = self.objective.enlarge(images)
+        if self.objective.simulation.copies > 1:
+            images = merge_epochs(images, self.objective.simulation.copies, labels)
+        return images.clamp(0, 1)[labels.argsort(stable=True)].cpu()
+
+    def start(self, seed, given, learnt) -> list[torch.Tensor]:
+        """What to begin with: images (R, copies x K, C, h, w), soft labels, the learnt."""
+        attack, simulation = self.attack, self.objective.simulation
+        update, labels = self.objective.update, self.objective.labels
+        full = (len(labels), *update.input_shape)
+        side = [max(round(length * attack.resolution), 1) for length in full[2:]]
+        shape = (simulation.copies * full[0], full[1], *side)
+        draws = torch.Generator().manual_seed(seed)
+        if given is not None:
+            given = torch.as_tensor(given)
+            if given.shape != full:
+                raise ValueError(f"start must have shape {full}; got {tuple(given.shape)}")
+            given = given.repeat(simulation.copies, 1, 1, 1)
+            if given.shape != shape:
+                given = F.interpolate(given, size=side, mode="area")
+            images = given.expand(attack.restarts, *shape).clone()
+        elif attack.start == "uniform":
+            images = torch.rand(attack.restarts, *shape, generator=draws)
+        elif attack.start == "gray":
+            images = 0.5 + 0.01 * torch.randn(attack.restarts, *shape, generator=draws)
+        elif attack.start == "patterned":  # a 4x4 tile of noise, repeated
+            tile = 0.5 + 0.25 * torch.randn(attack.restarts, *shape[:2], 4, 4, generator=draws)
+            repeats = [-(-side // 4) for side in shape[2:]]
+            images = tile.repeat(1, 1, 1, *repeats)[..., : shape[2], : shape[3]]
+        else:
+            images = 0.5 + 0.25 * torch.randn(attack.restarts, *shape, generator=draws)
+        if attack.box:
+            images = images.clamp(0, 1)
+        inputs = [images.to(update.classifier.weight).contiguous().requires_grad_()]
+        if attack.joint_labels:
+            draws = torch.Generator().manual_seed(seed)
+            soft = torch.randn(attack.restarts, len(labels), update.num_classes, generator=draws)
+            inputs.append(soft.to(images).requires_grad_())
+        for tensor in learnt or simulation.learnt:
+            copies = tensor.detach().expand(attack.restarts, *tensor.shape).clone()
+            inputs.append(copies.requires_grad_())
+        return inputs
+
+    def adam(self, inputs, record, bar, draws) -> None:
+        """Adam in its kinds, all restarts side by side; no step waits for a number from a GPU."""
+        attack, rates = self.attack, self.objective.simulation.rates
+        images, searched = inputs[0], len(inputs) - len(rates)
+        groups = [{"params": inputs[:searched], "lr": attack.lr}]
+        groups += [
+            {"params": [tensor], "lr": rate}
+            for tensor, rate in zip(inputs[searched:], rates, strict=True)
+        ]
+        kind = torch.optim.AdamW if attack.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, lr=attack.lr)
+        full_rates = [attack.lr, *rates]
+        for step in range(attack.iterations):
+            done = step / attack.iterations
+            losses, gradients = self.evaluate(inputs, attack.tv_end**done)
+            record.add(*losses, inputs)
+            for index, (tensor, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+                signed = attack.optimizer == "signed-adam" and index < searched
+                tensor.grad = gradient.sign() if signed else gradient
+            left = decay(attack.schedule, done)
+            for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
+                group["lr"] = rate * left
+            optimizer.step()
+            with torch.no_grad():
+                if attack.noise:
+                    noise = torch.randn(images.shape, generator=draws)
+                    images.add_(noise.to(images), alpha=attack.lr * left * attack.noise)
+                if attack.box:
+                    images.clamp_(0, 1)
+            bar.update()
+            if record.failed(bar):
+                break
+
+    def lbfgs(self, inputs, record, bar, draws) -> None:
+        """L-BFGS with line search; restarts one after the other."""
+        attack = self.attack
+        for restart in range(len(inputs[0])):
+            one = [t[restart : restart + 1].detach().clone().requires_grad_() for t in inputs]
+            optimizer = torch.optim.LBFGS(
+                one,
+                lr=attack.lr,
+                max_iter=attack.iterations,
+                max_eval=attack.iterations,
+                history_size=50,
+                tolerance_grad=0,
+                tolerance_change=0,
+                line_search_fn="strong_wolfe",
+            )
+            evaluations = 0
+
+            def closure(restart=restart, one=one):
+                nonlocal evaluations
+                if evaluations == attack.iterations:
+                    raise BudgetSpent
+                done = evaluations / attack.iterations
+                losses, gradients = self.evaluate(one, attack.tv_end**done)
+                record.add(*losses, one, restart)
+                for tensor, gradient in zip(one, gradients, strict=True):
+                    tensor.grad = gradient
+                evaluations += 1
+                bar.update()
+                if record.failed(bar):
+                    raise BudgetSpent
+                return losses[0].sum()
+
+            try:
+                optimizer.step(closure)
+            except BudgetSpent:
+                if record.failed_at is not None:
+                    break
+
+    def evaluate(self, inputs, fade):
+        """(Losses (R,), losses at the end weights (R,), terms (R, T)) and gradients."""
+        images = inputs[0]
+        fade = images.new_tensor(fade)
+        rows = [
+            self.objective.step([t[restart].detach().requires_grad_() for t in inputs], fade)
+            for restart in range(len(images))
+        ]
+        losses = torch.stack([loss for loss, _, _ in rows])
+        terms = torch.stack([term for _, term, _ in rows])
+        gradients = [torch.stack(g) for g in zip(*(g for _, _, g in rows), strict=True)]
+        columns = self.objective.columns
+        if self.attack.group:
+            away = images.detach() - images.detach().mean(0)
+            column = columns.index("group") - 1
+            terms[:, column] = away.square().mean((1, 2, 3, 4))
+            # the mean is where the restarts agree, and is held fixed
+            gradients[0] += self.attack.group * 2 * away / away[0].numel()
+            losses = losses + self.attack.group * terms[:, column]
+        # Weights that fade make losses of different steps unlike: compare them as at the end.
+        compared = losses
+        for column, name in enumerate(columns[1:]):
+            if "tv" in name:
+                weight = getattr(self.attack, name)
+                compared = compared + weight * (self.attack.tv_end - fade) * terms[:, column]
+        return (losses, compared, terms), gradients
+
+
+class BudgetSpent(Exception):  # noqa: N818
+    """Ends L-BFGS in the middle of a line search."""
+
+
+class Record:
+    """Losses and the best inputs, kept on the device."""
+
+    def __init__(self, size, columns, inputs, snapshots):
+        images = inputs[0]
+        self.columns = columns
+        self.wanted, self.kept = set(snapshots), {}
+        self.rows = images.new_full((size, len(columns)), torch.nan).detach()
+        self.best_loss = images.new_full((len(images),), torch.inf).detach()
+        self.best = [tensor.detach().clone() for tensor in inputs]
+        self.done, self.failed_at = 0, None
+
+    @torch.no_grad()
+    def add(self, losses, compared, terms, inputs, restart=None) -> None:
+        """One evaluation of all restarts, or of one."""
+        which = slice(None) if restart is None else slice(restart, restart + 1)
+        lowest = losses.argmin()
+        self.rows[self.done] = torch.cat([losses[lowest, None], terms[lowest]])
+        if self.done in self.wanted:
+            self.kept[self.done] = inputs[0][lowest].detach().clone()
+        better = compared < self.best_loss[which]
+        self.best_loss[which] = torch.where(better, compared, self.best_loss[which])
+        for best, tensor in zip(self.best, inputs, strict=True):
+            mask = better.view(-1, *[1] * (tensor.ndim - 1))
+            best[which] = torch.where(mask, tensor, best[which])
+        self.done += 1
+
+    def failed(self, bar) -> bool:
+        """Now and then: show the loss, and see whether it is still finite."""
+        if self.done % 25 and self.done != len(self.rows):
+            return False
+        loss = self.rows[self.done - 1, 0].item()
+        bar.set_postfix(loss=f"{loss:.4f}")
+        if not math.isfinite(loss):
+            self.failed_at = self.done
+        return self.failed_at is not None
+
+    def frame(self) -> pd.DataFrame:
+        """The history."""
+        frame = pd.DataFrame(self.rows[: self.done].cpu().numpy(), columns=self.columns)
+        frame.index.name = "iteration"
+        return frame
+
+
+def decay(schedule: str, done: float) -> float:
+    """The share of the step size that is left when a share `done` of the search is."""
+    if schedule == "step":
+        return 0.1 ** sum(done >= eighths / 8 for eighths in (3, 5, 7))
+    return (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1.0

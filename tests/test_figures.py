@@ -1,0 +1,49 @@
+"""Figures that move: every frame is there, with words, and the last one is what shows."""
+
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+import gleak
+from gleak import figures
+
+
+@pytest.fixture
+def result(batch):
+    """A result that is the batch itself, in another order."""
+    order = torch.tensor([1, 2, 3, 0])
+    return gleak.inversion.Inversion(batch.images[order], batch.labels[order], None, None)
+
+
+def test_slider(batch, result):
+    scores = gleak.score(result.images, batch.images)
+    assert scores["match"].tolist() == [3, 0, 1, 2]
+    frames = {0: torch.zeros(4, 3, 32, 32), 5: result.images}
+    html, alt = figures.slider(batch, frames, scores["match"])
+    page = BeautifulSoup(html, "html.parser")
+    first, last = page.select("[data-frame]")
+    assert first.has_attr("hidden")
+    assert not last.has_attr("hidden")
+    assert last["data-frame"] == "5 iterations, 100.0 dB"
+    assert last["src"] == page.img["src"]  # the same pixels in the same order as the originals
+    assert page.input.parent == page.label
+    assert page.input["max"] == page.input["value"] == "1"
+    for image in page.find_all("img"):
+        assert image["alt"].endswith(".")
+    assert alt.endswith(".")
+
+
+def test_wipe_shows_pairs(batch, result):
+    html, alt = figures.wipe(batch, result, gleak.score(result.images, batch.images))
+    page = BeautifulSoup(html, "html.parser")
+    pairs = [[image["src"] for image in pair.find_all("img")] for pair in page.select(".pair")]
+    assert len(pairs) == 4
+    for before, after in pairs:
+        assert before == after
+    assert alt.startswith("4 images")
+
+
+def test_a_picture_is_shown_in_whole_pixels():
+    image = BeautifulSoup(figures.picture(torch.rand(2, 3, 8, 8), "A <b>."), "html.parser").img
+    assert int(image["width"]) % (8 + 2 + 8) == 0
+    assert image["alt"] == "A <b>."

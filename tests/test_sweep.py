@@ -1,0 +1,204 @@
+"""Many runs by Snakemake: killed, resumed, failed, gathered."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from gleak import chapters, sweep
+from gleak.chapters import ChapterError
+
+SOURCE = """---
+kernelspec:
+  name: python3
+  display_name: Python 3
+  language: python
+---
+
+# A chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+size = 3
+seed = 0
+names = ["a"]
+hold = ""
+```
+
+```{code-cell} ipython3
+import os
+import time
+
+if hold:
+    open(hold + ".begun", "w").close()
+while os.path.exists(hold):
+    time.sleep(0.05)
+assert size < 10, "too large"
+```
+
+```{code-cell} ipython3
+from IPython.display import display
+
+def glue(name, value):  # as MyST-NB's, which takes a second to import
+    about = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
+    data = {"application/papermill.record/text/plain": repr(value)}
+    display(data, raw=True, metadata=about)
+
+glue("area", size * size)
+glue("share", float("nan") if seed else 0.5)
+glue("word", "a" * size)
+```
+"""
+
+
+@pytest.fixture
+def sweeps(project, monkeypatch):
+    """A project with one chapter, in which a sweep file can be run by the command line."""
+    (project / "notebooks" / "01_small.md").write_text(SOURCE)
+    monkeypatch.setenv("GLEAK_ROOT", str(project))
+    return project
+
+
+def start(project, runs, *arguments):
+    file = project / "many.yaml"
+    file.write_text(yaml.safe_dump({"runs": runs}))
+    command = [sys.executable, "-m", "gleak.cli", "sweep", str(file), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(project, runs, *arguments):
+    process = start(project, runs, *arguments)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def test_killed_in_the_middle_and_resumed(sweeps):
+    hold = sweeps / "hold"
+    hold.touch()
+    runs = [
+        {"chapter": "01", "grid": {"size": [4]}},
+        {"chapter": 1, "grid": {"size": [2], "seed": [0], "hold": [str(hold)]}},
+        {"chapter": "01_small", "parameters": {"size": 11}, "grid": {"seed": [1]}},
+    ]
+    folder = sweeps / "runs" / "many"
+    process = start(sweeps, runs, "--cores", "2")
+    limit = time.monotonic() + 120
+    while not ((sweeps / "hold.begun").exists() and list(folder.glob("*/record.json"))):
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = list(folder.glob("*/record.json"))
+    assert len(done) == 1
+    times = {file: file.stat().st_mtime_ns for file in done}
+    assert not (folder / "results.csv").exists()
+
+    hold.unlink()
+    status, output = finish(sweeps, runs, "--cores", "2")
+    assert status == 1
+    assert "3 runs: 2 done, 1 not" in output
+    assert "01_small (size=11, seed=1): ChapterError: 01_small failed: AssertionError" in output
+    assert {file: file.stat().st_mtime_ns for file in done} == times  # not done again
+
+    table = pd.read_parquet(folder / "results.parquet")
+    assert sorted(table["area"]) == [4, 16]
+    assert sorted(table["word"]) == ["aa", "aaaa"]
+    assert sorted(table["param.size"]) == [2, 4]
+    assert (table["share"] == 0.5).all()
+    assert (table["seconds"] > 0).all()
+    assert len(pd.read_csv(folder / "results.csv")) == 2
+    failures = pd.read_csv(folder / "failures.csv")
+    assert failures["param.size"].tolist() == [11]
+    assert "too large" in failures["error"][0]
+    (failed,) = folder.glob("*/failed.json")
+    assert not (failed.parent / "01_small.ipynb").exists()
+
+    status, output = finish(sweeps, runs[:2])
+    assert status == 0
+    assert "2 runs: 2 done, 0 not" in output
+    assert len(pd.read_csv(folder / "results.csv")) == 2
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_dry_run_runs_nothing(sweeps):
+    runs = [{"chapter": "01", "grid": {"seed": [1, 2]}}]
+    status, output = finish(sweeps, runs, "--dry-run")
+    assert status == 0
+    assert "run" in output
+    assert not list((sweeps / "runs" / "many").glob("*/record.json"))
+
+
+def test_the_packages_code_is_part_of_a_runs_identity(sweeps, monkeypatch):
+    runs, folder = [("01_small", {"size": 1}), ("01_small", {"size": 1})], sweeps / "runs" / "s"
+    (before,) = sweep.plan(runs, folder)
+    assert [before] == list(sweep.plan(runs, folder))
+    monkeypatch.setattr(chapters, "package_digest", lambda: "another package")
+    (after,) = sweep.plan(runs, folder)
+    assert before != after
+    # the table knows the runs of the plan alone
+    (folder / before).mkdir()
+    record = {"chapter": "01_small", "parameters": {}, "seconds": 1, "results": {"area": 9}}
+    (folder / before / "record.json").write_text(json.dumps(record))
+    done, failed = sweep.gather(folder)
+    assert len(done) == 0
+    assert "no result yet" in failed["error"][0]
+    with pytest.raises(ChapterError, match="has changed since the plan"):
+        monkeypatch.setattr(chapters, "package_digest", lambda: "a third")
+        sweep.work(folder, after)
+    assert "has changed" in sweep.gather(folder)[1]["error"][0]
+
+
+def test_columns_of_mixed_types_can_be_stored(sweeps):
+    folder = sweeps / "runs" / "s"
+    keys = sweep.plan([("01_small", {"size": n, "names": ["x"]}) for n in (1, 2, 3)], folder)
+    for key, value in zip(keys, ("text", 1, [1, 2]), strict=True):
+        (folder / key).mkdir()
+        record = {"seconds": 1, "results": {"value": value}}
+        (folder / key / "record.json").write_text(json.dumps(record))
+    sweep.gather(folder)
+    assert pd.read_parquet(folder / "results.parquet")["value"].tolist() == ["text", "1", "[1, 2]"]
+    assert pd.read_csv(folder / "results.csv")["param.names"].tolist() == ['["x"]'] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("runs: [", "cannot be read"),
+        ("runs: []", "must hold one list, runs"),
+        ("[1]", "must hold one list, runs"),
+        ("runs: [{parameters: {size: 1}}]", "entry 1: chapter, parameters and grid"),
+        ("runs: [{chapter: '01', seeds: [1]}]", "entry 1: chapter, parameters and grid"),
+        ("runs: [{chapter: '02'}]", "no chapter '02'"),
+        ("runs: [{chapter: '01', parameters: {sise: 1}}]", "no parameter sise"),
+        ("runs: [{chapter: '01', grid: {size: [1, two]}}]", "size must be of type int"),
+        ("runs: [{chapter: '01', grid: {size: 3}}]", "size in grid must be a list"),
+    ],
+)
+def test_wrong_files_are_refused_before_anything_runs(sweeps, content, message):
+    file = sweeps / "many.yaml"
+    file.write_text(content)
+    with pytest.raises(ChapterError, match=message):
+        sweep.read_sweep(file)
+
+
+def test_paths_of_data_are_relative_to_the_file(sweeps):
+    found = chapters.located({"dataset": "folder:../x", "name": "a:b", "n": 1}, sweeps)
+    assert found == {"dataset": f"folder:{sweeps.parent / 'x'}", "name": "a:b", "n": 1}
+
+
+def test_two_sweeps_do_not_share_a_folder(sweeps):
+    import fcntl
+
+    with (sweeps / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ChapterError, match="running already"):
+            sweep.run_all(sweeps, [])
