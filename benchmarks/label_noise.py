@@ -43,18 +43,21 @@ def fit() -> tuple[float, ...]:
         unseen.append(bayes.unseen(case))
     share, count, even, unseen = map(np.concatenate, (share, count, even, unseen))
 
+    flowing = np.where(unseen, 0, count)  # the share of an unseen class leaked from others
+
     def noise(logs):
         floor, uneven = np.exp(logs)
-        return -bayes.gamma_log(share, count, floor * even, uneven).mean()
+        return -bayes.gamma_log(share, flowing, floor * even, uneven).mean()
 
     there, missed = count[count > 0], unseen[count > 0]
 
     def signs(logs):
-        chance = np.clip(np.exp(logs[0] - np.exp(logs[1]) * np.log(there)), 0, 0.999)
-        return -np.where(missed, np.log(chance), np.log1p(-chance)).mean()
+        log_chance = -np.exp(logs[0]) * there ** np.exp(logs[1])
+        return -np.where(missed, log_chance, np.log(-np.expm1(log_chance))).mean()
 
     found = [minimize(of, np.log([0.5, 1.0]), method="Nelder-Mead").x for of in (noise, signs)]
-    return tuple(np.exp(np.concatenate(found)))
+    (floor, uneven), (rate, fades) = np.exp(found)
+    return floor, uneven, np.exp(-rate), fades
 
 
 def test() -> pd.DataFrame:
