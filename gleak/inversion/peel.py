@@ -44,7 +44,10 @@ class Peeled:
 
 
 def image_features(
-    update: Update, counts: torch.Tensor, attempts: int | None = None
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    attempts: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
@@ -53,6 +56,8 @@ def image_features(
     into P again: that decides C. Images of one class differ only by their softmax, which on
     untrained networks is a matter of the fifth digit; it is in the gradient all the same.
 
+    precision: relative error of what was sent, from rounding or noise; the equations then need to
+    hold no better than that.
     attempts: starts of the search for C, by default as many as a minute allows.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
@@ -106,7 +111,7 @@ def image_features(
         found = least_squares(
             residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
         )
-        if found.cost < 1e-11:
+        if found.cost < 1e-11 + precision**2:
             mix = found.x.reshape(size, size)
             return (
                 torch.from_numpy(np.linalg.solve(mix.T, rows)).to(device),
@@ -115,8 +120,11 @@ def image_features(
     raise MissingKnowledge("no softmax fits the classifier's gradient: are the counts right?")
 
 
-def peel(update: Update, counts: torch.Tensor) -> Peeled:
+def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled:
     """Peel the network from its end, as far towards the image as the gradient allows.
+
+    precision: as for `image_features`. The layers before ask for more digits than the features do,
+    so that noise or rounding ends the peeling early.
 
     Raises MissingKnowledge for networks that are no chain of known layers, and where
     `image_features` does.
@@ -130,7 +138,7 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
             probe = layer(probe)
             shapes.append(tuple(probe.shape))
 
-    features, probabilities = image_features(update, counts)
+    features, probabilities = image_features(update, counts, precision)
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features

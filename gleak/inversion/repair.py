@@ -88,7 +88,7 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
 def fits(update: Update, counts: torch.Tensor, attempts: int = 4) -> bool:
     """Whether the closed form of `image_features` has a solution for these counts."""
     try:
-        image_features(update, counts, attempts)
+        image_features(update, counts, attempts=attempts)
     except MissingKnowledge as error:
         if "no softmax" not in str(error):
             raise
