@@ -101,6 +101,4 @@ def options_of(options: Mapping) -> dict:
         given["indices"] = []
     given.setdefault("size", 4)
     given.setdefault("batch_size", given["size"])
-    if Path(given.get("weights", "")).is_file():  # else it is a name
-        given["weights"] = str(Path(given["weights"]).resolve())
     return given
