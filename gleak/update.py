@@ -290,11 +290,16 @@ def as_sent(model: nn.Module, training: bool) -> nn.Module:
     model = copy.deepcopy(model).train(training)
     model.zero_grad(set_to_none=True)
     for module in model.modules():
-        if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
+        if is_dropout(module):
             module.eval()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and training:
             module.track_running_stats = False
     return model
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether the layer drops something at random while training."""
+    return isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth))
 
 
 def batch_norm_mode(model: nn.Module) -> str:

@@ -71,13 +71,13 @@ def kind(verdict: str) -> str:
     return {"holds": "holds", "holds partly": "partly"}.get(verdict, "not")
 
 
-def link(env, chapter: str, *content: nodes.Node) -> nodes.Node:
-    """A reference to a chapter; its title where there is no content."""
+def link(env, chapter: str, text: str = "") -> nodes.Node:
+    """A reference to a chapter, by its title where there is no text."""
     reference = addnodes.pending_xref(
         refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
-        refexplicit=bool(content), refwarn=True,
+        refexplicit=bool(text), refwarn=True,
     )  # fmt: skip
-    reference += nodes.inline("", "", *content)
+    reference += nodes.inline("", text)
     return reference
 
 
@@ -98,12 +98,11 @@ class Claim(SphinxDirective):
         if summary:
             line += nodes.Text(f"{summary} ")
         for chapter, record in found:
-            badge = nodes.inline(
-                "", record["verdict"], classes=["badge-" + kind(record["verdict"])]
-            )
+            badge = nodes.inline(classes=["badge-" + kind(record["verdict"])])
+            badge += link(self.env, chapter, record["verdict"])
             if not summary:
                 line += nodes.Text(f"{record['measured'].rstrip('.')}. ")
-            line += [link(self.env, chapter, badge), nodes.Text(" ")]
+            line += [badge, nodes.Text(" ")]
         if not found and not summary:
             line += nodes.Text("No chapter has recorded a verdict on it.")
         row += line
@@ -173,7 +172,7 @@ class RecordedTable(SphinxDirective):
         frame = groups[mean].mean()
         frame.insert(0, "runs", groups.size())
         rows = [
-            [*key, *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)]
+            [*key, f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
             for key, values in zip(frame.index, frame.to_numpy(), strict=True)
         ]
         about = [
