@@ -92,8 +92,8 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
     # A record is written in one go and last, so one that exists is whole, whatever was killed: no
     # notes of Snakemake's own are needed, and a lock that ends with this process replaces its one.
     command = [sys.executable, "-m", "snakemake", "--snakefile", Path(__file__).with_suffix(".smk")]
+    command += ["--quiet", "rules", "host", "reason", "--rerun-triggers", "mtime"]
     command += ["--directory", folder, "--nolock", "--ignore-incomplete", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", "--quiet", "rules", "host", "reason"]
     command += ["--dry-run"] * dry_run
     if not any(a.split("=")[0] in PLACES or a[:2] in ("-c", "-j") for a in arguments):
         command += ["--cores", str(os.cpu_count())]
