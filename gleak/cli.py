@@ -106,9 +106,7 @@ def run(chapter, parameters, out):
 @click.option("--image-size", type=click.IntRange(1), help="Cut images to squares, in pixels.")
 @click.option("--channels", type=click.IntRange(1, 3), help="1: gray; 3: colour.")
 @click.option("--epochs", type=click.IntRange(1), help="Local epochs.")
-@click.option(
-    "--batch-size", type=click.IntRange(1), help="Images in a local step; all by default."
-)
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step; all by default.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Local learning rate.")
 @click.option("--training/--evaluation", default=None, help="Mode of batch norm at the client.")
 @click.option("--seed", type=int)
