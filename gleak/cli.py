@@ -99,6 +99,37 @@ def run(chapter, parameters, out):
     click.echo(f"{job.chapter}: {seconds:.0f} s -> {shown(job.output)}")
 
 
+@main.command()
+@click.option("--dataset", required=True, help="folder:PATH, images:PATH, or a set by its name.")
+@click.option("--model", help="convnet, torchvision:NAME or module:PACKAGE.MODULE:FUNCTION.")
+@click.option("--weights", help="A file of weights, or a name of torchvision's.")
+@click.option("--size", type=click.IntRange(1), help="Images that the client holds.")
+@click.option("--image-size", type=click.IntRange(1), help="Cut images to squares, in pixels.")
+@click.option("--channels", type=click.IntRange(1, 3), help="1: gray; 3: colour.")
+@click.option("--epochs", type=click.IntRange(1), help="Local epochs.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images in a local step.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Local learning rate.")
+@click.option("--training/--evaluation", default=None, help="Mode of batch norm at the client.")
+@click.option("--seed", type=int)
+@click.option("--iterations", type=click.IntRange(1), help="Effort of the search for images.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="report",
+    show_default=True,
+    help="Folder of the report.",
+)
+def audit(out, **options):
+    """Report what an update made of your own data would leak, as one HTML file.
+
+    Options that are not given are as in chapter 13: gleak chapters lists them.
+    """
+    from gleak import audit as report
+
+    page = report.audit(report.options_of(options), out)
+    click.echo(f"the report: {shown(page.resolve())}")
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -199,10 +230,10 @@ def shown(path: Path) -> str:
 
 
 def entry():
-    """Run the command; a chapter's error is a message, not a traceback."""
+    """Run the command; an error of a chapter or of the disk is a message, not a traceback."""
     try:
         main(standalone_mode=True)
-    except chapters.ChapterError as error:
+    except (chapters.ChapterError, OSError) as error:  # OSError: a disk that is full, or locked
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

@@ -1,20 +1,25 @@
 """The honest client: it computes on its own batch and sends an update."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gleak.data import Batch
-from gleak.update import Update, as_sent
+from gleak.update import Update, as_sent, is_dropout
 
 
-def fedsgd(model: nn.Module, batch: Batch, *, training: bool = True) -> Update:
+def fedsgd(
+    model: nn.Module, batch: Batch, *, training: bool = True, dropout_seed: int | None = None
+) -> Update:
     """FedSGD: send the gradient of the mean cross-entropy over the batch.
 
     training: run the model in train mode, as clients do (batch norm then uses the batch's own
-    statistics), or in eval mode. The model is copied, not changed; dropout is off.
+    statistics), or in eval mode. The model is copied, not changed.
+    dropout_seed: draws what the client's dropout layers drop, which the server does not learn; by
+    default dropout is off.
 
     Raises ValueError when the model cannot take the images or has too few outputs for the labels.
     """
@@ -22,7 +27,8 @@ def fedsgd(model: nn.Module, batch: Batch, *, training: bool = True) -> Update:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("the model has no parameter to train, so there is nothing to send")
-    logits = run(model, batch)
+    with dropout(model, dropout_seed):
+        logits = run(model, batch)
     loss = F.cross_entropy(logits, batch.labels.to(logits.device))
     gradient = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return Update(
@@ -107,6 +113,20 @@ def local_batches(
         for indices in order.split(batch_size):
             if len(indices) == batch_size or not drop_last:
                 yield indices
+
+
+@contextmanager
+def dropout(model: nn.Module, seed: int | None):
+    """Turn the dropout layers on, with draws of this seed; None leaves them as they are."""
+    layers = [module for module in model.modules() if is_dropout(module) and seed is not None]
+    with torch.random.fork_rng(enabled=bool(layers)):
+        for layer in layers:
+            layer.train()
+        if layers:
+            torch.manual_seed(seed)
+        yield
+    for layer in layers:
+        layer.eval()
 
 
 def run(model: nn.Module, batch: Batch) -> torch.Tensor:

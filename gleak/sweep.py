@@ -20,6 +20,7 @@ import yaml
 
 from gleak import chapters
 from gleak.chapters import ChapterError, Run
+from gleak.files import whole
 from gleak.records import stored_verdicts
 
 # Snakemake's own arguments that say how many runs at a time, and where.
@@ -171,12 +172,14 @@ def gather(folder: Path):
             failed.append(row | {"error": f"no result yet, or killed; see {key}/log.txt"})
     done, failed = pd.DataFrame(done), pd.DataFrame(failed)
     for table, name in ((done, "results.csv"), (failed, "failures.csv")):
-        write(folder / name, lambda path, table=table: table.to_csv(path, index=False))
+        with whole(folder / name) as partial:
+            table.to_csv(partial, index=False)
     plain = done.copy()
     for name in plain.columns:  # parquet takes one type a column
         if len(set(plain[name].dropna().map(type))) > 1:
             plain[name] = plain[name].map(lambda v: v if pd.isna(v) else str(v))
-    write(folder / "results.parquet", lambda path: plain.to_parquet(path, index=False))
+    with whole(folder / "results.parquet") as partial:
+        plain.to_parquet(partial, index=False)
     return done, failed
 
 
@@ -186,17 +189,8 @@ def cell(value):
 
 
 def write_json(path: Path, content) -> None:
-    write(path, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
-
-
-def write(path: Path, by) -> None:
-    """Write in one go, so that a full disk or a kill leaves no half file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        by(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from gleak.files import whole
 from gleak.weights import read_tensors
 
 # What a client may tell about its local training, each a plain number.
@@ -177,12 +178,8 @@ class Update:
             "facts": dict(self.facts),
         }
         tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        partial = Path(f"{path}.partial")
-        try:
+        with whole(path) as partial:
             save_file(tensors, partial, metadata={"gleak": json.dumps(about)})
-            partial.replace(path)  # a half-written file never stands in place of a whole one
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def from_weights(
@@ -293,11 +290,16 @@ def as_sent(model: nn.Module, training: bool) -> nn.Module:
     model = copy.deepcopy(model).train(training)
     model.zero_grad(set_to_none=True)
     for module in model.modules():
-        if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
+        if is_dropout(module):
             module.eval()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and training:
             module.track_running_stats = False
     return model
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether the layer drops something at random while training."""
+    return isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth))
 
 
 def batch_norm_mode(model: nn.Module) -> str:

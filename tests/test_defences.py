@@ -6,6 +6,7 @@ from torch import nn
 
 import gleak
 from gleak import defences
+from gleak.inversion import DISTANCES, peel
 
 
 def by_hand(model, values, weights=False):
@@ -146,6 +147,43 @@ def test_aggregate_is_the_update_of_all_samples(batch):
     assert summed.local_steps == 1
     for name, value in summed.equivalent_gradient().items():
         torch.testing.assert_close(value, whole.gradient[name], rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_of_the_client(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 10))
+    one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
+    off, on, again, other = (
+        gleak.fedsgd(model, one, dropout_seed=seed) for seed in (None, 1, 1, 2)
+    )
+    dropped = (on.gradient["2.weight"] == 0).all(0)
+    assert 0.45 < dropped.float().mean() < 0.55
+    assert not (off.gradient["2.weight"] == 0).all(0).any()
+    assert torch.equal(values(on), values(again))
+    assert not torch.equal(values(on), values(other))
+    assert not on.model[1].training  # the server's model drops nothing
+
+
+def test_closed_forms_with_rounding(batch):
+    model = gleak.build_model("convnet", batch, width=16)
+    update = gleak.fedsgd(model, batch)
+    short = defences.cast(update, torch.bfloat16)
+    counts = batch.label_counts
+    with pytest.raises(gleak.MissingKnowledge, match="no softmax fits"):
+        peel(short, counts)
+    peeled = peel(short, counts, precision=0.01)
+    activations = batch.images[batch.labels.argsort()]
+    with torch.no_grad():
+        for layer in peeled.layers[: peeled.depth]:
+            activations = layer(activations)
+    error = (peeled.activations - activations).norm() / activations.norm()
+    assert 1e-4 < error < 1e-2  # of bfloat16, whose steps are 1 / 128
+
+
+def test_pruned_values_do_not_count_for_sent_cosine():
+    observed = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]
+    simulated = [torch.tensor([6.0, 5.0]), torch.tensor([-7.0, 8.0])]
+    assert DISTANCES["sent-cosine"](simulated, observed).item() == pytest.approx(0, abs=1e-6)
+    assert DISTANCES["cosine"](simulated, observed) > 0.2
 
 
 def test_epsilon_is_the_gaussian_mechanisms_and_opacus():

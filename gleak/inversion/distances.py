@@ -41,6 +41,11 @@ def layer_cosine(gradient: Gradient, observed: Gradient) -> torch.Tensor:
     return torch.stack([cosine([a], [b]) for a, b in zip(gradient, observed, strict=True)]).mean()
 
 
+def sent_cosine(gradient: Gradient, observed: Gradient) -> torch.Tensor:
+    """`cosine` over the values that are not zero in the observed gradient: for pruned ones."""
+    return cosine([a * (b != 0) for a, b in zip(gradient, observed, strict=True)], observed)
+
+
 def flatten(tensors: Gradient) -> torch.Tensor:
     """All values of several tensors in one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -52,4 +57,5 @@ DISTANCES: dict[str, Callable[[Gradient, Gradient], torch.Tensor]] = {
     "l2": l2,
     "layer-cosine": layer_cosine,
     "layer-l2": layer_l2,
+    "sent-cosine": sent_cosine,
 }

@@ -35,6 +35,7 @@ def invert(
     compile: bool = False,
     update_model: str | Callable[..., Simulation] = "equivalent",
     snapshots: Sequence[int] = (),
+    precision: float = 0.0,
     **overrides: float | str,
 ) -> Inversion:
     """Images that, with labels as counted, make the client's update.
@@ -52,6 +53,8 @@ def invert(
     `list_update_models`): a name, or one of the functions of `gleak.inversion.update_models` with
     settings of its own, such as `partial(path, points=5)`. FedSGD knows "equivalent" alone.
     snapshots: iterations whose images are kept beside the result, 0 for the start.
+    precision: the relative error of what was sent, where it was rounded or carries noise; closed
+    forms otherwise take no gradient that has not all its digits.
     overrides: single settings of the attack, such as `tv=1e-3` or `optimizer="lbfgs"`.
 
     The images with the smallest loss are returned, also when Ctrl-C ends the search early.
@@ -78,7 +81,7 @@ def invert(
     peeled = None
     if settings.features or (attack == "gleak" and update_model is equivalent):
         try:
-            peeled = peel(update, counts)
+            peeled = peel(update, counts, precision)
         except MissingKnowledge:
             if settings.features:
                 raise

@@ -43,13 +43,22 @@ class Peeled:
         return f"what enters {into} (layer {self.depth} of {len(self.layers)}), {shape} values each"
 
 
-def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def image_features(
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    attempts: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
     The classifier's gradient is G = (P - Y)^T O / K, of rank K at most. What spans its columns is
     known, so P = Y + C U^T with a K x K matrix C, and O follows from C. The classifier must turn O
     into P again: that decides C. Images of one class differ only by their softmax, which on
     untrained networks is a matter of the fifth digit; it is in the gradient all the same.
+
+    precision: relative error of what was sent, from rounding or noise; the equations then need to
+    hold no better than that.
+    attempts: starts of the search for C, by default as many as a minute allows.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
     images than classes less one, and when no solution is found.
@@ -93,7 +102,7 @@ def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, 
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
     draws = np.random.default_rng(0)
-    for attempt in range(40 if size <= 8 else 8):
+    for attempt in range(attempts or (40 if size <= 8 else 8)):
         spread = 0.5 + 3 * draws.random() if attempt else 0.0
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
@@ -102,7 +111,7 @@ def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, 
         found = least_squares(
             residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
         )
-        if found.cost < 1e-11:
+        if found.cost < 1e-11 + precision**2:
             mix = found.x.reshape(size, size)
             return (
                 torch.from_numpy(np.linalg.solve(mix.T, rows)).to(device),
@@ -111,8 +120,11 @@ def image_features(update: Update, counts: torch.Tensor) -> tuple[torch.Tensor, 
     raise MissingKnowledge("no softmax fits the classifier's gradient: are the counts right?")
 
 
-def peel(update: Update, counts: torch.Tensor) -> Peeled:
+def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled:
     """Peel the network from its end, as far towards the image as the gradient allows.
+
+    precision: as for `image_features`. The layers before ask for more digits than the features do,
+    so that noise or rounding ends the peeling early.
 
     Raises MissingKnowledge for networks that are no chain of known layers, and where
     `image_features` does.
@@ -126,7 +138,7 @@ def peel(update: Update, counts: torch.Tensor) -> Peeled:
             probe = layer(probe)
             shapes.append(tuple(probe.shape))
 
-    features, probabilities = image_features(update, counts)
+    features, probabilities = image_features(update, counts, precision)
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features
