@@ -92,8 +92,9 @@ def invert(
         pieces = peeled.layers[: peeled.depth]
         rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
-        if any(isinstance(layer, BasicBlock) for layer in pieces):
-            preset = attacks.GLEAK_RESIDUAL
+        deep = any(isinstance(layer, BasicBlock) for layer in pieces)
+        if deep or (rough and min(update.input_shape[1:]) >= 64):
+            preset = attacks.GLEAK_COARSE
         settings = replace_all(preset, overrides)
 
     histories, kept, stage, best = [], {}, settings, None
