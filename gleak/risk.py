@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gleak import defences
 from gleak.data import Batch
 from gleak.figures import STYLE
-from gleak.inversion import Inversion, InversionFailed, invert
+from gleak.inversion import Inversion, InversionFailed, invert, peel
 from gleak.labels import restore_labels
 from gleak.metrics import score, score_labels
 from gleak.update import MissingKnowledge, Update
@@ -63,8 +63,7 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
     """Attack an update, labels first, and score what came back against the client's own batch.
 
     The attack sees the update alone. Where the update does not have the classifier, the labels are
-    guessed evenly, and the search goes without a closed form in four stages, a quarter of the
-    iterations each; where there is nothing to search by, the images are mid gray.
+    guessed evenly; where it has nothing to search by, the images are mid gray.
     """
     try:
         counts = restore_labels(update, "zlg-bias" if has_bias(update) else "zlg", seed=seed)
@@ -73,8 +72,8 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
             update.num_classes, generator=torch.Generator().manual_seed(seed)
         ).repeat(-(-update.num_samples // update.num_classes))
         counts = torch.bincount(order[: update.num_samples], minlength=update.num_classes)
-        iterations = -(-iterations // 4)
     try:
+        iterations = a_stage(update, counts, iterations)
         result = invert(update, counts, "gleak", iterations=iterations, seed=seed, progress=False)
         images = result.images
     except InversionFailed as error:
@@ -84,6 +83,15 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
     return Leak(
         counts, score_labels(counts, truth.label_counts), result, score(images, truth.images)
     )
+
+
+def a_stage(update: Update, counts: torch.Tensor, iterations: int) -> int:
+    """The iterations of a stage, for equal effort: without a closed form there are four stages."""
+    try:
+        peel(update, counts)
+    except MissingKnowledge:
+        return -(-iterations // 4)
+    return iterations
 
 
 def has_bias(update: Update) -> bool:
