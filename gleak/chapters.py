@@ -321,6 +321,9 @@ def stage(profile: str) -> Path:
             shutil.copy(root() / name, folder)
     for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
         shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
+    printed = root() / "_build" / "gleak.pdf"
+    if printed.exists():
+        shutil.copy(printed, folder / "book" / "_static")
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output
