@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gleak import defences
 from gleak.data import Batch
 from gleak.figures import STYLE
-from gleak.inversion import Inversion, InversionFailed, invert, peel
+from gleak.inversion import Inversion, InversionFailed, invert
 from gleak.labels import restore_labels
 from gleak.metrics import score, score_labels
 from gleak.update import MissingKnowledge, Update
@@ -73,7 +73,6 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
         ).repeat(-(-update.num_samples // update.num_classes))
         counts = torch.bincount(order[: update.num_samples], minlength=update.num_classes)
     try:
-        iterations = a_stage(update, counts, iterations)
         result = invert(update, counts, "gleak", iterations=iterations, seed=seed, progress=False)
         images = result.images
     except InversionFailed as error:
@@ -83,15 +82,6 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
     return Leak(
         counts, score_labels(counts, truth.label_counts), result, score(images, truth.images)
     )
-
-
-def a_stage(update: Update, counts: torch.Tensor, iterations: int) -> int:
-    """The iterations of a stage, for equal effort: without a closed form there are four stages."""
-    try:
-        peel(update, counts)
-    except MissingKnowledge:
-        return -(-iterations // 4)
-    return iterations
 
 
 def has_bias(update: Update) -> bool:
