@@ -220,7 +220,10 @@ def in_words(leak: Leak) -> str:
             "with this effort, finds nothing of what they show."
         )
     else:
-        kinds = {2: "recognisable, better than its 8×8 thumbnail", 1: "in coarse shapes"}
-        found = [f"{grades.count(n)} {word}" for n, word in kinds.items() if n in grades]
-        images = f"Of the images, {' and '.join(found)}, out of {count}."
+        kinds = {
+            2: "clear enough to be recognised (better than an 8×8 thumbnail)",
+            1: "in coarse shapes (better than a 4×4 one)",
+        }
+        found = [f"{grades.count(n)} of {count} {kinds[n]}" for n in kinds if n in grades]
+        images = f"Images come back: {', '.join(found)}."
     return f"{labels} {images}"

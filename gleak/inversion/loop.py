@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
@@ -91,6 +92,8 @@ def invert(
         pieces = peeled.layers[: peeled.depth]
         rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
         preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
+        if any(isinstance(layer, BasicBlock) for layer in pieces):
+            preset = attacks.GLEAK_RESIDUAL
         settings = replace_all(preset, overrides)
 
     histories, kept, stage, best = [], {}, settings, None
