@@ -347,17 +347,17 @@ def test_best_counts_maximise_the_expected_overlap():
     assert overlap(best) == pytest.approx(max(map(overlap, every)))
 
 
-def test_marginals_against_all_counts():
-    # Two classes and three samples: counts (0, 3) ... (3, 0), each with prior times likelihood.
-    share, k, floor = np.array([1.0, 2.0]), 3, np.array([0.5, 0.5])
-    grid = bayes.Grid.around(share, k, np.zeros(2, dtype=int))
-    nothing = np.zeros(2, dtype=int), np.zeros(2, dtype=bool)
-    table = bayes.marginals(grid, share, k, [(1.0, floor, 0.1)], *nothing)
+def test_marginals_of_two_classes_and_three_samples():
+    # Counts (0, 3) ... (3, 0). The sum holds in the mean; what the signs prove leaves one way only.
+    grid = bayes.Grid.around(np.zeros(2), 3, np.zeros(2, dtype=int))
+    likelihood = np.log(np.array([[0.1, 0.6, 0.2, 0.1, 0.1, 0.2, 0.6, 0.1]]))
+    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
     assert grid.sum(table) == pytest.approx([1, 1])
-    assert grid.sum(table * grid.count).sum() == pytest.approx(k)
-    assert table[:4] @ np.arange(4) == pytest.approx(1.0, abs=0.15)
-    # what the signs prove leaves one way only
-    table = bayes.marginals(grid, share, k, [(1.0, floor, 0.1)], np.array([0, 3]), nothing[1])
+    assert grid.sum(table * grid.count).sum() == pytest.approx(3)
+    assert table[1] == pytest.approx(table[6], abs=0.02)  # as the likelihoods mirror each other
+    assert table[1] > 0.5
+    likelihood[0, 4:7] = -np.inf
+    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
     assert table[[0, 7]] == pytest.approx([1, 1], abs=1e-3)
 
 
