@@ -143,7 +143,7 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
 # Deep inside a residual network, and on larger images, the search gets stuck in detail that is
 # wrong in the large: coarse images first.
 GLEAK_COARSE = None
-for share, iterations in ((1, 330), (0.5, 60), (0.25, 60)):  # last stage first
+for share in (1, 0.5, 0.25):  # last stage first
     GLEAK_COARSE = Attack(
         reference="this study",
         match=0,
@@ -154,7 +154,7 @@ for share, iterations in ((1, 330), (0.5, 60), (0.25, 60)):  # last stage first
         schedule="cosine",
         start="gray",
         resolution=share,
-        iterations=iterations,
+        iterations=150,
         then=GLEAK_COARSE,
     )
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
