@@ -63,8 +63,9 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
     counts that `least_counts` and `possible_classes` allow are tried, `most` of them at most; if
     they allow a single one, that is the answer.
 
-    Raises MissingKnowledge where there is no closed form (see `image_features`), and when none of
-    the counts that were tried fits.
+    Raises MissingKnowledge where there is no closed form (see `image_features`), when none of the
+    counts that were tried fits, and where the network is so sure of some image that its part of the
+    gradient drowns in rounding: wrong counts could fit then.
     """
     counts = torch.as_tensor(counts).cpu()
     least, classes = least_counts(update), possible_classes(update).nonzero().flatten().tolist()
@@ -78,6 +79,9 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
     ]
     if len(allowed) == 1:
         return allowed[0]
+    trace = torch.linalg.svdvals(classifier_gradient(update)[0].double())
+    if len(trace) < update.num_samples or trace[update.num_samples - 1] < 1e-5 * trace[0]:
+        raise MissingKnowledge("some image leaves too little in the gradient to tell its label")
     allowed.sort(key=lambda candidate: int((candidate - counts).abs().sum()))
     for candidate in allowed[:most]:
         if fits(update, candidate):
