@@ -52,15 +52,19 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
 
 
 def convergence(result: Inversion) -> tuple[Figure, str]:
-    """The matching distance over the iterations; the figure and its alt text."""
-    distance = result.history["distance"]
+    """The matching distance over the iterations; the figure and its alt text.
+
+    Of gradients, or of activations where the attack does not match gradients.
+    """
+    matched = "gradient" if result.attack is None or result.attack.match else "features"
+    distance = result.history["distance" if matched == "gradient" else "features"]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
         axis.semilogy(distance.index, distance)
         axis.set_xlabel("iteration")
-        axis.set_ylabel("gradient distance")
+        axis.set_ylabel(f"{matched} distance")
     alt = (
-        f"A falling line: the distance between the restored and the observed gradient, from "
+        f"A falling line: the distance between the restored and the observed {matched}, from "
         f"{distance.iloc[0]:.2g} down to {distance.min():.2g} in {len(distance)} iterations."
     )
     return figure, alt

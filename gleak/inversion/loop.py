@@ -203,7 +203,10 @@ def settings_of(attack: str, overrides: Mapping[str, float | str]) -> Attack:
 
 
 def replace_all(attack: Attack, overrides: Mapping[str, float | str]) -> Attack:
-    """The attack with settings replaced, in all its stages; iterations are shared out evenly."""
+    """The attack with settings replaced, in all its stages.
+
+    Iterations are shared out as the attack's own are.
+    """
     stages, overrides = stages_of(attack), dict(overrides)
     if "iterations" in overrides:
         if overrides["iterations"] < 1:
