@@ -24,6 +24,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from gleak.files import whole
 from gleak.identity import digest_of, package_digest
 from gleak.records import FOLDER, stored_verdicts
 
@@ -95,12 +96,16 @@ def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Ru
 
 
 def located(parameters: Mapping, base: Path) -> dict:
-    """The parameters with the paths of data sets made absolute, as chapters run elsewhere."""
+    """The parameters with paths of data and weights made absolute, as chapters run elsewhere."""
     found = dict(parameters)
     for name, value in found.items():
-        kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if not isinstance(value, str):
+            continue
+        kind, _, path = value.partition(":")
         if kind in ("folder", "images") and path:
             found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+        elif name == "weights" and (base / value).is_file():  # else it is a name
+            found[name] = str((base / value).resolve())
     return found
 
 
@@ -108,7 +113,8 @@ def execute(run: Run) -> float:
     """Execute a run, replace its notebook, and return the seconds it took.
 
     Raises ChapterError for parameters that the chapter does not have or that are of another type,
-    and when a cell fails; the failed notebook then lies beside the good one, which stays.
+    and when a cell fails; the failed notebook then lies beside the good one, which stays. Raises it
+    too when the disk is full or cannot be written to; nothing half-written is left then.
     """
     notebook = read_source(run.chapter)
     check_parameters(run.chapter, run.parameters)
@@ -139,14 +145,22 @@ def execute(run: Run) -> float:
             f"{run.chapter} failed: {error.ename}: {error.evalue}\n"
             f"  the notebook up to there: {failed}"
         ) from None
+    except OSError as error:
+        failed.unlink(missing_ok=True)
+        raise ChapterError(f"{run.chapter} cannot be written: {error}") from error
     seconds = time.perf_counter() - started
     normalise(executed)
     executed.metadata["gleak"] = {"profile": run.label, "key": freshness_key(run)}
-    write(executed, run.output)
-    failed.unlink()
+    try:
+        write(executed, run.output)
+    except OSError as error:
+        raise ChapterError(f"{run.chapter} cannot be written: {error}") from error
+    finally:
+        failed.unlink()
     if run.label == "run":
         about = {"chapter": run.chapter, "parameters": dict(run.parameters), "seconds": seconds}
-        (run.output.parent / "parameters.json").write_text(json.dumps(about, indent=2) + "\n")
+        with whole(run.output.parent / "parameters.json") as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n")
     else:
         note_runtime(run, seconds)
     return seconds
@@ -205,12 +219,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write in one go: a full disk or a kill leaves the old file as it was."""
-    partial = path.with_suffix(".partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def runtimes(profile: str) -> Path:
@@ -311,6 +321,9 @@ def stage(profile: str) -> Path:
             shutil.copy(root() / name, folder)
     for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
         shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
+    printed = root() / "_build" / "gleak.pdf"
+    if printed.exists():
+        shutil.copy(printed, folder / "book" / "_static")
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output

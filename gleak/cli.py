@@ -1,6 +1,7 @@
 """The `gleak` command: execute chapters, run one with one's own parameters, build the book."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -98,6 +99,37 @@ def run(chapter, parameters, out):
     click.echo(f"{job.chapter}: {seconds:.0f} s -> {shown(job.output)}")
 
 
+@main.command()
+@click.option("--dataset", required=True, help="folder:PATH, images:PATH, or a set by its name.")
+@click.option("--model", help="convnet, torchvision:NAME or module:PACKAGE.MODULE:FUNCTION.")
+@click.option("--weights", help="A file of weights, or a name of torchvision's.")
+@click.option("--size", type=click.IntRange(1), help="Images that the client holds; 4 by default.")
+@click.option("--image-size", type=click.IntRange(1), help="Cut images to squares, in pixels.")
+@click.option("--channels", type=click.IntRange(1, 3), help="1: gray; 3: colour.")
+@click.option("--epochs", type=click.IntRange(1), help="Local epochs.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step; all by default.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Local learning rate.")
+@click.option("--training/--evaluation", default=None, help="Mode of batch norm at the client.")
+@click.option("--seed", type=int)
+@click.option("--iterations", type=click.IntRange(1), help="Effort of the search for images.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="report",
+    show_default=True,
+    help="Folder of the report.",
+)
+def audit(out, **options):
+    """Report what an update made of your own data would leak, as one HTML file.
+
+    Options that are not given are as in chapter 13: gleak chapters lists them.
+    """
+    from gleak import audit as report
+
+    page = report.audit(report.options_of(options), out)
+    click.echo(f"the report: {shown(page.resolve())}")
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -137,16 +169,59 @@ def sweep(file, out, dry_run, arguments):
 )
 def book(profile):
     """Build the book from executed notebooks; a warning is an error."""
-    source = chapters.stage(profile)
     target = chapters.root() if profile == "reference" else chapters.root() / "runs" / profile
+    page = build_pages(chapters.stage(profile), target, "html")
+    click.echo(f"the book: {page}")
+
+
+@main.command()
+@click.option("--revision", default="HEAD", show_default=True, help="What to compare with.")
+def changes(revision):
+    """Say which verdicts and claims differ from the committed notebooks'; 1 if any do."""
+    from gleak.changes import changes as find
+
+    lines = find(chapters.root(), revision)
+    for line in lines:
+        click.echo(line)
+    if lines:
+        sys.exit(1)
+    click.echo(f"all verdicts and claims as in {revision}")
+
+
+@main.command()
+def pdf():
+    """Print the book into one PDF, by a Chromium browser; `gleak book` then links it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = os.environ.get("GLEAK_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        raise click.ClickException("no Chromium: install one, or name it in GLEAK_CHROMIUM")
+    page = build_pages(
+        chapters.stage("reference"), chapters.root() / "_build" / "pdf", "singlehtml"
+    )
+    file = chapters.root() / "_build" / "gleak.pdf"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    # time for the formulas, all of them on one page
+    command += ["--virtual-time-budget=120000", f"--print-to-pdf={file}"]
+    # written as if it lay one folder higher
+    whole = shutil.copy(page.parent / "book" / "index.html", page.parent / "whole.html")
+    command.append(whole.as_uri())
+    printed = subprocess.run(command, check=False, capture_output=True, text=True)
+    if printed.returncode or not file.exists():
+        raise click.ClickException(f"nothing was printed: {printed.stderr.strip()[-500:]}")
+    click.echo(f"the book: {shown(file)}")
+
+
+def build_pages(source: Path, target: Path, builder: str) -> Path:
+    """Run Jupyter Book, and return the first page."""
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    command += ["--path-output", target, "--builder", builder]
     # all pages and all warnings, each an error: a page that is not re-read hides its own
-    command += ["--path-output", target, "--all", "-W", "-n", "--keep-going", "--quiet"]
+    command += ["--all", "-W", "-n", "--keep-going", "--quiet"]
     built = subprocess.run(command, check=False)
-    page = target / "_build" / "html" / "index.html"
+    page = target / "_build" / builder / "index.html"
     if built.returncode or not page.exists():
         raise click.ClickException("the book was not built; see the messages above")
-    click.echo(f"the book: {page}")
+    return page
 
 
 def shown(path: Path) -> str:
@@ -155,10 +230,10 @@ def shown(path: Path) -> str:
 
 
 def entry():
-    """Run the command; a chapter's error is a message, not a traceback."""
+    """Run the command; an error of a chapter or of the disk is a message, not a traceback."""
     try:
         main(standalone_mode=True)
-    except chapters.ChapterError as error:
+    except (chapters.ChapterError, OSError) as error:  # OSError: a disk that is full, or locked
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import save_file
 from torch import nn
 
+from gleak.files import whole
 from gleak.update import FACTS, Update
 
 
@@ -50,9 +51,8 @@ class KeepUpdates(FedAvg):
 def keep(arrays: ArrayRecord, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(tensors, partial)
 
 
 def kept_updates(

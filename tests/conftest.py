@@ -1,10 +1,14 @@
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 import gleak
 from gleak import chapters
@@ -31,6 +35,26 @@ def two_layers():
         return torch.nn.Sequential(
             torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)
         )
+
+
+@pytest.fixture(scope="session")
+def html(tmp_path_factory):
+    """The folder of the book's pages, built once for all tests from the committed notebooks."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    target = shared / "the book"  # a space in the path should not matter
+    pages = target / "_build" / "html"
+    with FileLock(shared / "book.lock"):
+        if not target.exists():
+            jupyter_book = Path(sys.executable).with_name("jupyter-book")
+            source = chapters.stage("reference")
+            command = [jupyter_book, "build", source, "--path-output", target, "--all", "-W", "-n"]
+            built = subprocess.run(
+                [*command, "--keep-going", "--quiet"], capture_output=True, text=True, check=False
+            )
+            assert built.returncode == 0, built.stderr
+    assert (pages / "index.html").exists(), "the book was not built: see the first failure"
+    return pages
 
 
 SOURCE = """---

@@ -1,15 +1,18 @@
 import copy
 import itertools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import gleak
 from gleak import training
-from gleak.labels import bayes, case, largest_remainder
+from gleak.labels import bayes, case, largest_remainder, rules, shares
 
 ALL = gleak.list_label_methods(aux=True)
 
@@ -104,6 +107,37 @@ def test_aux_rules_worked_by_hand(by_hand, tiny, monkeypatch):
     assert gleak.restore_labels(by_hand, "llg-plus", aux=aux).tolist() == [2, 0, 2]
 
 
+def test_rlu_path_worked_by_hand():
+    # |o|^2 = 2 and lr = 1/2, so a step moves the logits by counts / 4 - softmax. From (0, 0) with
+    # counts (3, 1): to (1/4, -1/4), softmax (.622, .378); to (.378, -.378). The mean softmax of the
+    # two steps is (.561, .439); less grad b that is (.811, .189), of four samples (3.245, .755).
+    g = torch.tensor([-0.25, 0.25]).double()
+    told = SimpleNamespace(told=lambda name: [0.5], local_steps=2)
+    one = SimpleNamespace(
+        update=told, k=4, bias_gradient=g, weight_gradient=torch.stack([g, g], dim=1)
+    )
+    counts, start = torch.tensor([3.0, 1.0]).double(), torch.zeros(2).double()
+    end = torch.tensor([0.378, -0.378]).double()
+    assert rules.rlu_path(counts, start, end, one).numpy() == pytest.approx(
+        [3.245, 0.755], abs=0.01
+    )
+    # an end lower in class 0 takes a sample from it: counts (2, 2) stay at (0, 0), where it ends
+    found = rules.rlu_path(counts, start, torch.zeros(2).double(), one)
+    assert found.numpy() == pytest.approx([3.0, 1.0])
+
+
+def test_rlu_of_several_steps():
+    pool = gleak.load_pool("digits")
+    model = gleak.build_model("lenet", pool, activation="relu", seed=1)
+    batch = gleak.draw_batch(pool, 16, alpha=0.3, seed=1)
+    update = gleak.fedavg(model, batch, epochs=2, batch_size=8, lr=1e-3)
+    aux = gleak.load_pool("digits", "server")
+    assert torch.equal(gleak.restore_labels(update, "rlu", aux=aux), batch.label_counts)
+    secret = gleak.fedavg(model, batch, epochs=2, batch_size=8, reveal=("epochs", "batch_size"))
+    with pytest.raises(gleak.MissingKnowledge, match="lr"):
+        gleak.restore_labels(secret, "rlu", aux=aux)
+
+
 def test_bias_form_is_exact_with_the_batchs_own_softmax(batch):
     labels_ = torch.randint(10, (64,), generator=torch.Generator().manual_seed(0))
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -124,7 +158,7 @@ def test_repeated_labels_come_back_from_untrained_networks(model, may_be_wrong, 
         "cifar10-samples", indices=range(8)
     )  # a frog three times, a ship twice
     update = gleak.fedsgd(gleak.build_model(model, batch, seed=1), batch)
-    counts = gleak.restore_labels(update, method)
+    counts = gleak.restore_labels(update, method, inputs=100)
     assert (counts - batch.label_counts).clamp_min(0).sum() <= may_be_wrong
 
 
@@ -150,6 +184,8 @@ def test_refusals(batch, tiny):
         gleak.restore_labels(update, "magic")
     with pytest.raises(ValueError, match="along must be one of start, end, average"):
         gleak.restore_labels(update, along="middle")
+    with pytest.raises(ValueError, match="distribution must be one of gaussian, natural"):
+        gleak.restore_labels(update, distribution="photographs")
     with pytest.raises(ValueError, match="inputs must be at least 1"):
         gleak.restore_labels(update, inputs=0)
     with pytest.raises(ValueError, match="ilrg takes no auxiliary data"):
@@ -224,31 +260,55 @@ def test_gleak_on_a_trained_network_beats_guessing_and_holds_the_truth():
     assert torch.stack(held).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("method", ALL)
-def test_symmetries_of_every_method(method):
-    model, batch = trained()
-    aux = gleak.load_pool("digits", "server") if method not in gleak.list_label_methods() else None
-    base = gleak.restore_labels(gleak.fedsgd(model, batch), method, aux=aux)
-    # the order of the batch
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
-    shuffled = gleak.Batch(batch.images[order], batch.labels[order], batch.class_names)
-    again = gleak.restore_labels(gleak.fedsgd(model, shuffled), method, aux=aux)
-    assert (again - base).abs().sum() <= 2  # float sums in another order may turn a rounding
-    # float64 all through
-    wide = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
-    again = gleak.restore_labels(gleak.fedsgd(copy.deepcopy(model).double(), wide), method, aux=aux)
-    assert (again - base).abs().sum() <= 2
-    # the names of the classes
-    to = torch.randperm(10, generator=torch.Generator().manual_seed(6))
-    renamed = copy.deepcopy(model)
+def local(seed, size, classes, strength):
+    """An update in float64, how to make it again otherwise, and aux data; `strength` of W, b."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(size, 1, 5, 5, generator=generator).double()
+    labels = torch.randint(classes, (size,), generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(25, 40), nn.ReLU(), nn.Linear(40, classes)
+        ).double()
     with torch.no_grad():
-        renamed[1][-1].weight[to] = model[1][-1].weight
-        renamed[1][-1].bias[to] = model[1][-1].bias
-    moved = gleak.Batch(batch.images, to[batch.labels], batch.class_names)
-    if aux is not None:
-        aux = gleak.Batch(aux.images, to[aux.labels], aux.class_names)
-    again = gleak.restore_labels(gleak.fedsgd(renamed, moved), method, aux=aux)
-    assert (again[to] - base).abs().sum() <= 2
+        model[-1].weight.mul_(strength)
+    aux_labels = torch.arange(6 * classes) % classes
+    aux_images = torch.rand(6 * classes, 1, 5, 5, generator=generator).double()
+
+    def again(order=slice(None), to=None, dtype=torch.float64):
+        to = torch.arange(classes) if to is None else to
+        network = copy.deepcopy(model).to(dtype)
+        with torch.no_grad():
+            network[-1].weight[to] = model[-1].weight.to(dtype)
+            network[-1].bias[to] = model[-1].bias.to(dtype)
+        names = [str(n) for n in range(classes)]
+        batch = gleak.Batch(images[order].to(dtype), to[labels[order]], names)
+        aux = gleak.Batch(aux_images.to(dtype), to[aux_labels], names)
+        update = gleak.fedsgd(network, batch)
+        zero_shot = gleak.compare_labels(update, inputs=8)
+        others = [method for method in ALL if method not in zero_shot]
+        return zero_shot | gleak.compare_labels(update, others, aux=aux)
+
+    return again
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 10**6), st.integers(1, 40), st.integers(3, 8), st.sampled_from([1.0, 8.0, 30.0])
+)
+def test_counts_of_every_method_follow_the_batch(seed, size, classes, strength):
+    counts_of = local(seed, size, classes, strength)
+    base = counts_of()
+    generator = torch.Generator().manual_seed(seed)
+    order, to = (torch.randperm(n, generator=generator) for n in (size, classes))
+    shuffled, renamed, single = counts_of(order), counts_of(to=to), counts_of(dtype=torch.float32)
+    for method, counts in base.items():
+        assert counts.dtype == torch.long
+        assert (counts >= 0).all()
+        assert counts.sum() == size
+        assert torch.equal(shuffled[method], counts), method
+        assert torch.equal(renamed[method][to], counts), method
+        assert torch.equal(single[method], counts), method
 
 
 @pytest.mark.parametrize("along", ["start", "end", "average"])
@@ -265,7 +325,7 @@ def test_rank_one_least_squares_against_the_plain_form():
     d, e = (torch.randn(4, n, generator=generator).double() for n in (4, 6))
     x = torch.tensor([2.0, 0, 1, 5]).double()
     weight, bias = (d.T * x) @ e, d.T @ x
-    found, residual = bayes.rank_one_nnls(d, e, weight, bias)
+    found, residual = shares.rank_one_nnls(d, e, weight, bias)
     assert found == pytest.approx(x.numpy(), abs=1e-5)
     assert residual == pytest.approx(0, abs=1e-6)
 
@@ -281,9 +341,32 @@ def test_best_counts_maximise_the_expected_overlap():
             table[n, t] * min(c, t) for n, c in enumerate(counts) for t in range(table.shape[1])
         )
 
-    best = bayes.best_counts(table, 4)
+    grid = bayes.Grid.around(np.zeros(3), 4, np.zeros(3, dtype=int))  # 0 to 4 of each class
+    best = bayes.best_counts(grid, grid.cumulate(table.ravel()), 4, np.arange(3))
     assert best.sum() == 4
     assert overlap(best) == pytest.approx(max(map(overlap, every)))
+
+
+def test_marginals_of_two_classes_and_three_samples():
+    # Counts (0, 3) ... (3, 0). The sum holds in the mean; what the signs prove leaves one way only.
+    grid = bayes.Grid.around(np.zeros(2), 3, np.zeros(2, dtype=int))
+    likelihood = np.log(np.array([[0.1, 0.6, 0.2, 0.1, 0.1, 0.2, 0.6, 0.1]]))
+    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
+    assert grid.sum(table) == pytest.approx([1, 1])
+    assert grid.sum(table * grid.count).sum() == pytest.approx(3)
+    assert table[1] == pytest.approx(table[6], abs=0.02)  # as the likelihoods mirror each other
+    assert table[1] > 0.5
+    likelihood[0, 4:7] = -np.inf
+    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
+    assert table[[0, 7]] == pytest.approx([1, 1], abs=1e-3)
+
+
+def test_least_squares_from_the_gram_matrix():
+    draws = np.random.default_rng(0)
+    for size in (1, 4, 30):
+        system, right = draws.normal(size=(size + 3, size)), draws.normal(size=size + 3)
+        found = shares.gram_nnls(system.T @ system, system.T @ right)
+        assert found == pytest.approx(scipy.optimize.nnls(system, right)[0], abs=1e-8)
 
 
 @given(

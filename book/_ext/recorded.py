@@ -4,6 +4,7 @@ Every chapter gets a card: its objectives, and what the reference run took and o
 
 claim N           a sentence of the paper, and the verdicts that chapters recorded on it
 chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+downloads         a table of files to take away
 chapter-times     a table of what the chapters took
 recorded-table    a file of book/results, as means over runs
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from gleak.records import MIME
@@ -71,13 +73,13 @@ def kind(verdict: str) -> str:
     return {"holds": "holds", "holds partly": "partly"}.get(verdict, "not")
 
 
-def link(env, chapter: str, *content: nodes.Node) -> nodes.Node:
-    """A reference to a chapter; its title where there is no content."""
+def link(env, chapter: str, text: str = "") -> nodes.Node:
+    """A reference to a chapter, by its title where there is no text."""
     reference = addnodes.pending_xref(
         refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
-        refexplicit=bool(content), refwarn=True,
+        refexplicit=bool(text), refwarn=True,
     )  # fmt: skip
-    reference += nodes.inline("", "", *content)
+    reference += nodes.inline("", text)
     return reference
 
 
@@ -98,12 +100,11 @@ class Claim(SphinxDirective):
         if summary:
             line += nodes.Text(f"{summary} ")
         for chapter, record in found:
-            badge = nodes.inline(
-                "", record["verdict"], classes=["badge-" + kind(record["verdict"])]
-            )
+            badge = nodes.inline(classes=["badge-" + kind(record["verdict"])])
+            badge += link(self.env, chapter, record["verdict"])
             if not summary:
                 line += nodes.Text(f"{record['measured'].rstrip('.')}. ")
-            line += [link(self.env, chapter, badge), nodes.Text(" ")]
+            line += [badge, nodes.Text(" ")]
         if not found and not summary:
             line += nodes.Text("No chapter has recorded a verdict on it.")
         row += line
@@ -160,6 +161,41 @@ class ChapterTimes(SphinxDirective):
         return [table(head, [*rows, ["all", str(total), "", ""]])]
 
 
+class Downloads(SphinxDirective):
+    """A table of what can be taken away: notebooks, recorded results, the book as a PDF."""
+
+    def run(self):
+        folder = Path(self.env.srcdir) / "book"
+        files = {
+            "the whole book on paper (PDF)": folder / "_static" / "gleak.pdf",
+            "how to cite it, for machines": folder.parent / "CITATION.cff",
+            "references (BibTeX)": folder / "references.bib",
+        }
+        files |= {
+            f"recorded results: {file.stem}": file
+            for file in sorted((folder / "results").glob("*.csv"))
+        }
+        rows = []
+        for title, file in files.items():
+            if file.exists():
+                path = "/" + file.relative_to(self.env.srcdir).as_posix()
+                reference = addnodes.download_reference(
+                    "", "", nodes.literal("", file.name), reftarget=path, refdoc=self.env.docname
+                )
+                rows.append([title, reference, size(file)])
+        for chapter in notebooks(self.env):
+            file = folder.parent / "notebooks" / f"{chapter}.ipynb"
+            path = f"../_sources/notebooks/{file.name}"
+            reference = nodes.reference("", "", nodes.literal("", file.name), refuri=path)
+            rows.append([link(self.env, chapter), reference, size(file)])
+        return [table(("what", "file", "size"), rows)]
+
+
+def size(file: Path) -> str:
+    """The size of a file in kB."""
+    return f"{file.stat().st_size / 1000:,.0f} kB"
+
+
 class RecordedTable(SphinxDirective):
     """A file of book/results: means of columns for each combination of others."""
 
@@ -173,7 +209,7 @@ class RecordedTable(SphinxDirective):
         frame = groups[mean].mean()
         frame.insert(0, "runs", groups.size())
         rows = [
-            [*key, *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)]
+            [*key, f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
             for key, values in zip(frame.index, frame.to_numpy(), strict=True)
         ]
         about = [
@@ -211,11 +247,14 @@ def add_card(app, doctree) -> None:
         return
     section = next(doctree.findall(nodes.section))
     objectives = next(node for node in section.children if isinstance(node, nodes.paragraph))
+    if not any(isinstance(child, nodes.strong) for child in objectives.children):
+        raise ExtensionError(f"{chapter} has to begin with **What you will see.**")
     card = nodes.container(classes=["chapter-card"])
     for child in objectives.children:
-        if isinstance(child, nodes.strong) or not card.children:
+        if isinstance(child, nodes.strong):
             card += nodes.paragraph()
-        card[-1] += child.deepcopy()
+        if card.children:
+            card[-1] += child.deepcopy()
     about = runtime(app.env, chapter)
     if about:
         number = chapter.split("_")[0]
@@ -252,6 +291,7 @@ def setup(app):
     app.add_directive("claim", Claim)
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("chapter-times", ChapterTimes)
+    app.add_directive("downloads", Downloads)
     app.add_directive("recorded-table", RecordedTable)
     app.connect("doctree-read", add_card)
     app.connect("doctree-resolved", add_references)

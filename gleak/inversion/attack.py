@@ -140,6 +140,22 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
             GLEAK_SMOOTH, distance="layer-l2", match=weight, then=GLEAK_SMOOTH.then
         ),
     )
+# Features deep inside a residual network are matched by many images; coarse images first.
+GLEAK_RESIDUAL = None
+for share in (1, 0.5, 0.25):  # last stage first
+    GLEAK_RESIDUAL = Attack(
+        reference="this study",
+        match=0,
+        features=1,
+        tv=0.5,
+        tv_end=0.1,
+        lr=0.05,
+        schedule="cosine",
+        start="gray",
+        resolution=share,
+        iterations=150,
+        then=GLEAK_RESIDUAL,
+    )
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
 GLEAK_GRADIENT = None
 for share in (1, 0.5, 0.25, 0.125):  # last stage first

@@ -8,7 +8,8 @@ The layers before. With o_k and p_k known, backpropagation from the loss down to
 known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
 than the batch has values there. This peels a network from its end, until a pooling layer or a layer
-with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021).
+with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021). Residual
+networks have a module of their own, `residual`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from scipy.optimize import least_squares
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet
 
+from gleak.inversion.linear import double, pull_back
+from gleak.inversion.residual import peel_blocks
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
@@ -44,7 +48,10 @@ class Peeled:
 
 
 def image_features(
-    update: Update, counts: torch.Tensor, precision: float = 0.0
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    attempts: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
@@ -55,6 +62,7 @@ def image_features(
 
     precision: relative error of what was sent, from rounding or noise; the equations then need to
     hold no better than that.
+    attempts: starts of the search for C, by default as many as a minute allows.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
     images than classes less one, and when no solution is found.
@@ -98,7 +106,7 @@ def image_features(
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
     draws = np.random.default_rng(0)
-    for attempt in range(40 if size <= 8 else 8):
+    for attempt in range(attempts or (40 if size <= 8 else 8)):
         spread = 0.5 + 3 * draws.random() if attempt else 0.0
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
@@ -128,7 +136,7 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
     layers, sent = chain(update.model), update.equivalent_gradient()
     names = {id(module): name for name, module in update.model.named_modules()}
     with torch.no_grad():
-        shapes = [(1, *update.input_shape)]
+        shapes = [(2, *update.input_shape)]  # two, as batch norm may refuse one
         probe = torch.full(shapes[0], 0.5).to(update.classifier.weight)
         for layer in layers:
             probe = layer(probe)
@@ -176,6 +184,24 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
                 break
             slope = pull_back(layer, slope, inputs)
             values = inputs
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            if shapes[index + 1][2:] != (1, 1):
+                break
+            begin = index
+            while begin and isinstance(layers[begin - 1], BasicBlock):
+                begin -= 1
+            inputs = peel_blocks(
+                layers[begin:index],
+                [names[id(block)] for block in layers[begin:index]],
+                [shape[1:] for shape in shapes[begin : index + 1]],
+                {name: gradient.double() for name, gradient in sent.items()},
+                slope.flatten(1),
+            )
+            for below, values in zip(range(index - 1, begin - 1, -1), inputs, strict=False):
+                if not consistent(layers[below:], values, features, 0.2 * TOLERANCE):
+                    break
+                depth, known = below, values
+            break
         elif isinstance(layer, Normalise):
             values = values * layer.std.double() + layer.mean.double()
         else:
@@ -187,12 +213,18 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
 
 
 def chain(model: nn.Module) -> list[nn.Module]:
-    """The layers of nested Sequentials in order; MissingKnowledge for any other shape of model."""
+    """The layers of nested Sequentials and ResNets in order, residual blocks whole.
+
+    Raises MissingKnowledge for any other shape of model.
+    """
     layers = []
     for module in model.children() if isinstance(model, nn.Sequential) else [model]:
         if isinstance(module, nn.Sequential):
             layers += chain(module)
-        elif any(True for _ in module.children()):
+        elif isinstance(module, ResNet):
+            *parts, pool, classifier = module.children()
+            layers += [*chain(nn.Sequential(*parts)), pool, nn.Flatten(), classifier]
+        elif any(True for _ in module.children()) and not isinstance(module, BasicBlock):
             raise MissingKnowledge(
                 f"peeling needs a plain chain of layers; got a {type(module).__name__}"
             )
@@ -248,21 +280,9 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor |
     return inputs + as_inputs((basis * weights[:, :, None]).sum(0))
 
 
-def double(layer, inputs: torch.Tensor) -> torch.Tensor:
-    """The layer's output in float64."""
-    state = {name: value.double() for name, value in layer.state_dict().items()}
-    return torch.func.functional_call(layer, state, (inputs.double(),))
-
-
-def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """The slope at a linear layer's input from the one at its output."""
-    inputs = torch.zeros_like(inputs).requires_grad_()
-    return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
-
-
 @torch.no_grad()
-def consistent(layers, values: torch.Tensor, features: torch.Tensor) -> bool:
+def consistent(layers, values, features: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether the activations, sent forward again, give the classifier's features."""
     for layer in layers[:-1]:
         values = double(layer, values)
-    return bool((values - features).norm() < TOLERANCE * features.norm())
+    return bool((values - features).norm() < tolerance * features.norm())

@@ -7,7 +7,7 @@ import torch
 from gleak.data import Batch
 from gleak.labels import bayes, rules
 from gleak.labels.bayes import LabelPosterior, label_posterior
-from gleak.labels.case import PATH, Case
+from gleak.labels.case import DISTRIBUTIONS, PATH, Case
 from gleak.labels.rounding import largest_remainder
 from gleak.update import MissingKnowledge, Update
 
@@ -46,13 +46,15 @@ def restore_labels(
     *,
     seed: int = 0,
     inputs: int = 1000,
+    distribution: str = "gaussian",
     aux: Batch | None = None,
     along: str = "start",
 ) -> torch.Tensor:
     """How often each class occurs in the client's batch: (N,) long, summing to K.
 
     method: one of `list_label_methods()`. The zero-shot ones take their statistics from `inputs`
-    random images, fixed by `seed`; with `aux`, a Batch of the server's own, from that instead.
+    random images, fixed by `seed`, of a `distribution`: "gaussian" pixels or "natural" smoothness;
+    with `aux`, a Batch of the server's own, from that instead.
     along: for FedAvg, the weights at which statistics are taken: start, end or average.
 
     Raises ValueError for an unknown method, MissingKnowledge for one that needs more than the
@@ -66,7 +68,8 @@ def restore_labels(
     """
     if aux is not None and method not in TAKE_AUX:
         raise ValueError(f"{method} takes no auxiliary data; these do: {', '.join(TAKE_AUX)}")
-    return compare_labels(update, [method], seed=seed, inputs=inputs, aux=aux, along=along)[method]
+    case = {"seed": seed, "inputs": inputs, "distribution": distribution, "along": along}
+    return compare_labels(update, [method], aux=aux, **case)[method]
 
 
 def compare_labels(
@@ -75,6 +78,7 @@ def compare_labels(
     *,
     seed: int = 0,
     inputs: int = 1000,
+    distribution: str = "gaussian",
     aux: Batch | None = None,
     along: str = "start",
 ) -> dict[str, torch.Tensor]:
@@ -91,13 +95,17 @@ def compare_labels(
             raise MissingKnowledge(f"{method} needs auxiliary data with labels: aux=Batch(...)")
     if along not in PATH:
         raise ValueError(f"along must be one of {', '.join(PATH)}; got {along!r}")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution must be one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}"
+        )
     if inputs < 1:
         raise ValueError(f"inputs must be at least 1; got {inputs}")
     if aux is not None and aux.num_classes != update.num_classes:
         raise ValueError(
             f"aux has {aux.num_classes} classes, the update's classifier {update.num_classes}"
         )
-    case = Case(update, seed=seed, inputs=inputs, aux=aux, along=along)
+    case = Case(update, seed, inputs, distribution, aux, along)
     k = update.num_samples
     return {method: largest_remainder(METHODS[method](case), k) for method in methods}
 

@@ -4,18 +4,22 @@ import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from gleak.data import Batch
 from gleak.update import MissingKnowledge, Update
 
 PATH = {"start": (0.0,), "end": (1.0,), "average": (0.0, 1.0)}
+DISTRIBUTIONS = ("gaussian", "natural")
+FEW = 32  # random inputs for what needs no precision
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """One update, and how statistics are to be taken: random inputs, or `aux` data with labels.
 
+    inputs, distribution: how many random inputs, and of which kind; see `random_inputs`.
     along: for FedAvg, the weights at which statistics are taken: those that the server sent
     (start), those that came back (end), or both (average).
     """
@@ -23,6 +27,7 @@ class Case:
     update: Update
     seed: int = 0
     inputs: int = 1000
+    distribution: str = "gaussian"
     aux: Batch | None = None
     along: str = "start"
 
@@ -74,9 +79,28 @@ class Case:
     @cached_property
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Softmax (S, N) and features (S, M) of the aux data, or else of random inputs."""
-        if self.aux is None:
-            return zero_shot(self.places, self.seed, self.inputs)
-        return forward_all(self.places, self.aux.images)
+        if self.aux is not None:
+            return forward_all(self.places, self.aux.images)
+        if self.inputs < FEW:
+            return self.zero_shot(self.inputs, self.distribution)
+        few = self.few_gaussian if self.distribution == "gaussian" else self.few_natural
+        if self.inputs == FEW:
+            return few
+        more = self.zero_shot(self.inputs - FEW, self.distribution, first=FEW)
+        return torch.cat([few[0], more[0]]), torch.cat([few[1], more[1]])
+
+    def zero_shot(self, count: int, distribution: str, first: int = 0) -> tuple[torch.Tensor, ...]:
+        """Softmax (S, N) and features (S, M) of random inputs, numbers `first` and following."""
+        images = random_inputs(count, self.update.input_shape, [self.seed, first], distribution)
+        return forward_all(self.places, images)
+
+    @cached_property
+    def few_gaussian(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.zero_shot(FEW, "gaussian")
+
+    @cached_property
+    def few_natural(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.zero_shot(FEW, "natural")
 
     @cached_property
     def class_softmax(self) -> torch.Tensor:
@@ -98,7 +122,7 @@ class Case:
     @cached_property
     def non_negative(self) -> bool:
         """Whether the features in front of the classifier stay at or above zero."""
-        features = zero_shot(self.places, self.seed, 32)[1]
+        features = self.few_gaussian[1]
         return bool(features.min() >= -1e-6 * features.abs().max())
 
     def need_non_negative(self) -> None:
@@ -121,14 +145,25 @@ def moved(update: Update, place: float) -> Update:
     return replace(update, model=model, gradient=gradient, weights_after=None)
 
 
-def zero_shot(places: list[Update], seed: int, num_inputs: int) -> tuple[torch.Tensor, ...]:
-    """Softmax (S, N) and features (S, M) of random inputs.
+def random_inputs(count: int, shape, seed: list[int], distribution: str) -> torch.Tensor:
+    """Images (S, C, H, W) drawn without any data.
 
-    Pixels are Gaussian with mean 1/2 and deviation 1/4: about N(0, 1) after the normalisation.
+    gaussian: each pixel with mean 1/2 and deviation 1/4: about N(0, 1) after the normalisation.
+    natural: smooth, as photographs are: an amplitude of 1/f over the frequencies f, with random
+    brightness and contrast, in [0, 1].
     """
-    generator = torch.Generator().manual_seed(seed)
-    shape = places[0].input_shape
-    return forward_all(places, 0.5 + 0.25 * torch.randn(num_inputs, *shape, generator=generator))
+    mixed = np.random.SeedSequence(seed).generate_state(1).item()
+    generator = torch.Generator().manual_seed(mixed)
+    noise = torch.randn(count, *shape, generator=generator)
+    if distribution == "gaussian":
+        return 0.5 + 0.25 * noise
+    down, across = (torch.fft.fftfreq(side) for side in shape[1:])
+    frequency = (down[:, None].square() + across.square()).sqrt()
+    frequency[0, 0] = torch.inf  # the mean is drawn apart
+    smooth = torch.fft.ifft2(torch.fft.fft2(noise) / frequency).real
+    smooth = smooth / smooth.std((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    brightness, contrast = torch.rand(2, count, 1, 1, 1, generator=generator)
+    return (0.2 + 0.6 * brightness + (0.05 + 0.3 * contrast) * smooth).clamp(0, 1)
 
 
 def forward_all(places: list[Update], images: torch.Tensor) -> tuple[torch.Tensor, ...]:

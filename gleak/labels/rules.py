@@ -11,7 +11,8 @@ whole. g stands for the row sums of grad W, K for the number of samples, N for t
 import torch
 from scipy.optimize import nnls
 
-from gleak.labels.case import Case
+from gleak.labels.case import Case, forward_all, moved
+from gleak.update import Update
 
 
 def idlg(case: Case) -> torch.Tensor:
@@ -77,7 +78,7 @@ def llg_star(case: Case) -> torch.Tensor:
     else:
         by_class = case.by_class(part)
         own = by_class.diagonal() - case.by_class(total)
-        offset = (by_class.sum(0) - by_class.diagonal()) / (case.n - 1)
+        offset = others(by_class)
     impact = (1 + 1 / case.n) / case.k * own.mean()
     return greedy(case.weight_gradient.sum(1), impact.expand(case.n), offset, case.k)
 
@@ -127,18 +128,67 @@ def posterior(case: Case) -> torch.Tensor:
     p+_n is the mean softmax of class n on its own samples, p-_n that on all others'.
     """
     q = case.class_softmax
-    own, other = q.diagonal(), (q.sum(0) - q.diagonal()) / (case.n - 1)
+    own, other = q.diagonal(), others(q)
     return case.k * (other - case.bias_gradient) / (1 + other - own).clamp_min(1e-6)
 
 
 def rlu(case: Case) -> torch.Tensor:
-    """lambda_n in proportion to max(0, eps_n - grad b_n). Chen & Vikalo 2024 (RLU), one step.
+    """lambda_n in proportion to max(0, eps_n - grad b_n). Chen & Vikalo 2024 (RLU).
 
-    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence).
+    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence). For
+    several local steps it is the mean along a simulated path, see `rlu_path`.
     """
-    q = case.class_softmax
-    counts = ((q.sum(0) - q.diagonal()) / (case.n - 1) - case.bias_gradient).clamp_min(0)
+    steps = case.update.local_steps
+    counts = rlu_counts(others(case.class_softmax), case)
+    if steps == 1:
+        return counts
+    start, end = (others(class_logits(moved(case.update, place), case)) for place in (0.0, 1.0))
+    return rlu_path(counts, start, end, case)
+
+
+def rlu_counts(erroneous: torch.Tensor, case: Case) -> torch.Tensor:
+    counts = (erroneous - case.bias_gradient).clamp_min(0)
     return case.k * counts / counts.sum().clamp_min(1e-12)
+
+
+def rlu_path(counts, start, end, case: Case, rounds: int = 5) -> torch.Tensor:
+    """Local training on `counts`, simulated on the mean logits (N,) of the wrong classes.
+
+    With o the mean embedding, a step moves them by -lr (softmax - counts / K) |o|^2. One sample
+    goes from the class that ends most above `end` to the one most below, until they agree or after
+    `rounds`; then the erroneous confidence is that of the path's mean.
+    """
+    (lr,) = case.update.told("lr")
+    g = case.bias_gradient
+    embedding = case.weight_gradient / torch.where(g.abs() < 1e-12, 1e-12, g)[:, None]
+    size = embedding.mean(0).square().sum()
+    for _ in range(rounds):
+        logits, path = start, []
+        for _ in range(case.update.local_steps):
+            path.append(logits.softmax(0))
+            logits = logits - lr * size * (path[-1] - counts / case.k)
+        gap = logits - end
+        if gap.abs().max() < 0.1:
+            break
+        move = min(1.0, float(counts[gap.argmax()]))
+        counts = counts.clone()
+        counts[gap.argmax()] -= move
+        counts[gap.argmin()] += move
+    return rlu_counts(torch.stack(path).mean(0), case)
+
+
+def class_logits(update: Update, case: Case) -> torch.Tensor:
+    """Mean logits (N, N) of the aux data of each class, at the update's model."""
+    features = forward_all([update], case.aux.images)[1]
+    layer = update.classifier
+    bias = 0.0 if layer.bias is None else layer.bias.double()
+    logits = features @ layer.weight.double().T + bias
+    return torch.stack([logits[case.aux.labels == c].mean(0) for c in range(case.n)])
+
+
+def others(q: torch.Tensor) -> torch.Tensor:
+    """Mean over the rows of the other classes: column j of q (N, N) without its diagonal."""
+    return (q.sum(0) - q.diagonal()) / (len(q) - 1)
 
 
 def confusion(case: Case) -> torch.Tensor:

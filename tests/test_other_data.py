@@ -1,0 +1,45 @@
+"""Every chapter that takes a data set, at its smallest, on gray images and on a folder of images.
+
+Slow, so only on request: pytest -m slow.
+"""
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from gleak import chapters
+
+CHAPTERS = [name for name in chapters.chapters() if "dataset" in chapters.known_parameters(name)]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Ten classes of drawn figures, two 32x32 images of each."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (folder / f"class{label}").mkdir()
+        for n in range(2):
+            colours = [tuple(rng.integers(0, 256, 3)) for _ in range(2)]
+            image = Image.new("RGB", (32, 32), colours[0])
+            left, top = rng.integers(2, 12, 2).tolist()
+            box = (left, top, left + 10 + label, top + 20 - label)
+            pen = ImageDraw.Draw(image)
+            (pen.ellipse if label % 2 else pen.rectangle)(box, fill=colours[1])
+            image.save(folder / f"class{label}" / f"{n}.png")
+    return f"folder:{folder}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("data", ["fashion-mnist-samples", "folder"])
+def test_a_chapter_runs_on_other_data(chapter, data, shapes, tmp_path):
+    dataset = shapes if data == "folder" else data
+    smoke = chapters.profile_run(chapter, "smoke").parameters
+    run = chapters.own_run(chapter, {**smoke, "dataset": dataset}, tmp_path)
+    chapters.execute(run)
+    cells = nbformat.read(run.output, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
+    assert [o for o in outputs if "image/png" in o.get("data", {})]
