@@ -19,6 +19,7 @@ from gleak.inversion import (
     total_variation,
 )
 from gleak.inversion.peel import image_features
+from gleak.inversion.priors import consensus
 
 
 @pytest.fixture
@@ -249,6 +250,15 @@ def test_peeling_finds_the_activations_of_single_images(batch, seed):
             truth = layer(truth)
     assert (peeled.activations - truth).norm() < 1e-4 * truth.norm()
     assert "enters Conv2d" in str(peeled)
+
+
+def test_consensus_registers_before_it_takes_the_mean(batch):
+    moved = batch.images.roll((3, -5), dims=(-2, -1))
+    restarts = torch.stack([batch.images, moved])
+    assert torch.allclose(consensus(restarts), restarts, atol=1e-6)
+    noise = 0.05 * torch.randn(restarts.shape, generator=torch.Generator().manual_seed(0))
+    noisy = consensus(restarts + noise) - restarts
+    assert noisy.std() == pytest.approx(0.05 / 2**0.5, rel=0.1)  # two means of two
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -29,7 +29,9 @@ def notebooks(env) -> dict[str, dict]:
     if not hasattr(env.app, "chapters_as_read"):
         files = sorted((Path(env.srcdir) / "notebooks").glob("*.ipynb"))
         env.app.chapters_as_read = {
-            file.stem: json.loads(file.read_text("utf-8")) for file in files
+            file.stem: json.loads(file.read_text("utf-8"))
+            for file in files
+            if f"notebooks/{file.stem}" in env.found_docs
         }
     return env.app.chapters_as_read
 

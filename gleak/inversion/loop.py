@@ -95,7 +95,7 @@ def invert(
     if attack == "gleak" and peeled and peeled.depth < len(peeled.layers) - 1:
         if peeled.depth == 0:
             return closed_form(peeled.activations, labels)
-        settings = replace_all(preset_for(peeled), overrides)
+        settings = replace_all(preset_for(peeled, update), overrides)
 
     def objective(stage):
         return Objective(update, labels, stage, peeled, statistics, compile, update_model, seed)
@@ -155,7 +155,7 @@ def undrift(update, counts, update_model, seed, progress, compile, start, overri
             # the layers before ask for more digits than an undone drift leaves
             features = features.to(update.classifier.weight)
             peeled = Peeled(layers, len(layers) - 1, features)
-            settings = replace_all(preset_for(peeled), overrides)
+            settings = replace_all(preset_for(peeled, update), overrides)
             total = sum(stage.iterations for stage in stages_of(settings))
             left = total if left is None else left
             last = len(histories) >= ROUNDS - 1 or settled
@@ -179,12 +179,13 @@ def undrift(update, counts, update_model, seed, progress, compile, start, overri
     return dataclasses.replace(best, history=history)
 
 
-def preset_for(peeled) -> Attack:
+def preset_for(peeled, update) -> Attack:
     """The preset of `gleak` that fits what was peeled."""
     pieces = peeled.layers[: peeled.depth]
-    if any(isinstance(layer, BasicBlock) for layer in pieces):
-        return attacks.GLEAK_RESIDUAL
     rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
+    deep = any(isinstance(layer, BasicBlock) for layer in pieces)
+    if deep or (rough and min(update.input_shape[1:]) >= 64):
+        return attacks.GLEAK_COARSE
     return attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
 
 

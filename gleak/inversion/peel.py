@@ -187,20 +187,8 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
             if shapes[index + 1][2:] != (1, 1):
                 break
-            begin = index
-            while begin and isinstance(layers[begin - 1], BasicBlock):
-                begin -= 1
-            inputs = peel_blocks(
-                layers[begin:index],
-                [names[id(block)] for block in layers[begin:index]],
-                [shape[1:] for shape in shapes[begin : index + 1]],
-                {name: gradient.double() for name, gradient in sent.items()},
-                slope.flatten(1),
-            )
-            for below, values in zip(range(index - 1, begin - 1, -1), inputs, strict=False):
-                if not consistent(layers[below:], values, features, 0.2 * TOLERANCE):
-                    break
-                depth, known = below, values
+            below = peel_residual(layers, names, shapes, index, sent, slope.flatten(1), features)
+            depth, known = below or (depth, known)
             break
         elif isinstance(layer, Normalise):
             values = values * layer.std.double() + layer.mean.double()
@@ -210,6 +198,33 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
             break
         depth, known = index, values
     return Peeled(tuple(layers), depth, known.to(update.classifier.weight.dtype))
+
+
+def peel_residual(layers, names, shapes, pool, sent, pooled_slope, features):
+    """Depth and activations as far as residual blocks below layer `pool` let it go, or None."""
+    begin = pool
+    while begin and isinstance(layers[begin - 1], BasicBlock):
+        begin -= 1
+    blocks = layers[begin:pool]
+    needed = [f"{names[id(b)]}.{name}" for b in blocks for name, _ in b.named_parameters()]
+    if not blocks or not set(needed) <= set(sent):
+        return None
+    deepest = None
+    inputs = peel_blocks(
+        blocks,
+        [names[id(block)] for block in blocks],
+        [shape[1:] for shape in shapes[begin : pool + 1]],
+        {name: sent[name].double() for name in needed},
+        pooled_slope,
+    )
+    try:
+        for depth, values in zip(range(pool - 1, begin - 1, -1), inputs, strict=False):
+            if not consistent(layers[depth:], values, features, 0.2 * TOLERANCE):
+                break
+            deepest = depth, values
+    except (ArithmeticError, torch.linalg.LinAlgError):
+        pass  # what was found before stands
+    return deepest
 
 
 def chain(model: nn.Module) -> list[nn.Module]:

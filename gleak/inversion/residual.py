@@ -29,6 +29,7 @@ from torchvision.models.resnet import BasicBlock
 from gleak.inversion.linear import double, pull_back, separate
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
+LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
 SETTLED = 1e-7  # relative change of the standardised values at which they end
 
 
@@ -92,6 +93,8 @@ def peel_blocks(layers, names, shapes, sent, pooled_slope):
 
     names: of the blocks; shapes: of what enters each block, and what leaves the last; pooled_slope
     (K, M): of the loss by the pooled features. Ends where least squares has too few equations.
+
+    Raises ArithmeticError where it cannot even begin.
     """
     blocks = [Block(layer, name, sent) for layer, name in zip(layers, names, strict=True)]
     above = last_slope(blocks[-1], shapes[-1], pooled_slope)
@@ -148,6 +151,8 @@ def unmix(layer, observed, shape, size: int, centred: bool) -> torch.Tensor:
     taken = taken_pixels(layer, height, width)  # (H x W, taps, positions)
     taps, positions = taken.shape[1:]
     rank = size * positions - centred
+    if rank > len(observed) or rank * positions > LARGEST:
+        raise ArithmeticError(f"{rank} independent patches are too many to tell apart")
     right = torch.linalg.svd(observed.flatten(1), full_matrices=False).Vh[:rank]
     right = right.view(rank, channels, taps)
     # patches that fit together, one channel: the range of `fitting`
