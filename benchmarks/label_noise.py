@@ -2,7 +2,7 @@
 
     python benchmarks/label_noise.py
 
-Prints the four constants of gleak.labels.bayes, then, for networks on MNIST, crops of photographs
+Prints the five constants of gleak.labels.bayes, then, for networks on MNIST, crops of photographs
 and (of another seed) on the digits, how often the 90 % intervals hold the true count.
 About three minutes on one core.
 """
@@ -33,21 +33,20 @@ def updates(pool: str, seeds, steps, batches):
 
 
 def fit() -> tuple[float, ...]:
-    """FLOOR, UNEVEN, MISSED and FADES of the highest likelihood, given the true counts."""
-    share, count, even, unseen = [], [], [], []
+    """LEAK, FLOOR, UNEVEN, MISSED and FADES of the highest likelihood, given the true counts."""
+    share, count, k, n, unseen = [], [], [], [], []
     for _, update, truth in updates("digits", (7, 8), (40, 150, 400), range(2)):
         case = Case(update)
         share.append(find_shares(case).share)
         count.append(truth.double().numpy())
-        even.append(np.full(case.n, case.k / case.n))
+        k.append(np.full(case.n, case.k))
+        n.append(np.full(case.n, case.n))
         unseen.append(bayes.unseen(case))
-    share, count, even, unseen = map(np.concatenate, (share, count, even, unseen))
-
-    flowing = np.where(unseen, 0, count)  # the share of an unseen class leaked from others
+    share, count, k, n, unseen = map(np.concatenate, (share, count, k, n, unseen))
 
     def noise(logs):
-        floor, uneven = np.exp(logs)
-        return -bayes.gamma_log(share, flowing, floor * even, uneven).mean()
+        leak, floor, uneven = np.exp(logs)
+        return -bayes.flow_log(share, count, k, n, min(leak, 0.9), floor, uneven).mean()
 
     there, missed = count[count > 0], unseen[count > 0]
 
@@ -55,9 +54,9 @@ def fit() -> tuple[float, ...]:
         log_chance = -np.exp(logs[0]) * there ** np.exp(logs[1])
         return -np.where(missed, log_chance, np.log(-np.expm1(log_chance))).mean()
 
-    found = [minimize(of, np.log([0.5, 1.0]), method="Nelder-Mead").x for of in (noise, signs)]
-    (floor, uneven), (rate, fades) = np.exp(found)
-    return floor, uneven, np.exp(-rate), fades
+    leak, floor, uneven = np.exp(minimize(noise, np.log([0.3, 0.5, 1.0]), method="Nelder-Mead").x)
+    rate, fades = np.exp(minimize(signs, np.log([0.5, 1.0]), method="Nelder-Mead").x)
+    return leak, floor, uneven, np.exp(-rate), fades
 
 
 def test() -> pd.DataFrame:
@@ -80,7 +79,7 @@ def test() -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    names = ("FLOOR", "UNEVEN", "MISSED", "FADES")
+    names = ("LEAK", "FLOOR", "UNEVEN", "MISSED", "FADES")
     for name, value in zip(names, fit(), strict=True):
         print(f"{name} = {value:.2f}   (in the package: {getattr(bayes, name)})")
     print(test().round(2).to_string())

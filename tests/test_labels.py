@@ -1,5 +1,6 @@
 import copy
 import itertools
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,6 +244,29 @@ def trained(seed=0):
     model = gleak.build_model("lenet", pool, activation="relu", seed=seed)
     training.train(model, gleak.load_pool("digits", "server"), steps=60, seed=seed)
     return model, gleak.draw_batch(pool, 48, alpha=0.3, seed=seed)
+
+
+def test_gleak_tells_whether_a_network_has_learned():
+    model, batch = trained()
+    assert gleak.label_posterior(gleak.fedsgd(model, batch)).trust == 0
+    for options in ({"activation": "relu"}, {}):
+        new = gleak.build_model("lenet", batch, **options)
+        assert gleak.label_posterior(gleak.fedsgd(new, batch)).trust == 1
+
+
+def test_gleak_with_many_classes_and_samples():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(1000, (4096,), generator=generator)
+    images = torch.rand(4096, 1, 4, 4, generator=generator)
+    batch = gleak.Batch(images, labels, [str(n) for n in range(1000)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1000))
+    update = gleak.fedsgd(model, batch)
+    start = time.process_time()
+    found = gleak.label_posterior(update)
+    assert time.process_time() - start < 30
+    assert gleak.score_labels(found.counts, batch.label_counts)["instance"] > 0.95
 
 
 def test_gleak_on_a_trained_network_beats_guessing_and_holds_the_truth():

@@ -13,7 +13,7 @@ from gleak.inversion.attack import ATTACKS, Attack
 from gleak.inversion.drift import as_gradient, undrifted
 from gleak.inversion.exact import exact_images
 from gleak.inversion.objective import Objective
-from gleak.inversion.peel import peel
+from gleak.inversion.peel import Peeled, chain, image_features, peel
 from gleak.inversion.search import Inversion, Search
 from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
 from gleak.update import MissingKnowledge, Update
@@ -137,13 +137,14 @@ def undrift(update, counts, update_model, seed, progress, compile, start, overri
     Raises MissingKnowledge where there is no closed form at all.
     """
     flat = as_gradient(update, update.equivalent_gradient())
-    peel(flat, counts, precision=torch.inf)  # is there a closed form for such networks and batches?
+    layers = tuple(chain(update.model))
+    image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     best, nearest, histories, left = None, torch.inf, [], None
     settled = last = False
     while not last:
         try:
-            peeled = peel(flat, counts, LOOSE)
+            features, _ = image_features(flat, counts, LOOSE)
         except MissingKnowledge:
             if best:
                 break
@@ -151,6 +152,9 @@ def undrift(update, counts, update_model, seed, progress, compile, start, overri
             settings = dataclasses.replace(ATTACKS["inverting-gradients"], iterations=100)
         else:
             model, seen = equivalent, flat
+            # the layers before ask for more digits than an undone drift leaves
+            features = features.to(update.classifier.weight)
+            peeled = Peeled(layers, len(layers) - 1, features)
             settings = replace_all(preset_for(peeled, update), overrides)
             total = sum(stage.iterations for stage in stages_of(settings))
             left = total if left is None else left
