@@ -9,7 +9,8 @@ turns the rows of W towards the embeddings of their classes, so e_n = o + s W_n 
 row) is a fair dictionary, with o read off the gradient itself. From it follow
 
 - `tied`, for a network that is still unsure of everything: all samples of a class flow alike,
-  R_nj = lambda_n softmax(W e_n + b)_j, and the counts lambda are solved for directly;
+  R_nj = lambda_n softmax(W e_n + b)_j, and the counts lambda are solved for directly, unless those
+  of zlg-bias are nearer to whole numbers (`unsure`);
 - `flows`, for one that knows its images: most samples say almost nothing, so R is free
   (non-negative least squares), and each class gets its share of the total flow.
 """
@@ -73,7 +74,7 @@ def find_shares(case: Case) -> Shares:
         signed=not case.non_negative,
     )
     share = np.zeros(case.n)
-    for part, method in ((trust, tied), (1 - trust, flows)):
+    for part, method in ((trust, unsure), (1 - trust, flows)):
         if part:
             found = method(layer, case)
             total = found.sum()
@@ -106,6 +107,22 @@ def alike(softmax: torch.Tensor) -> float:
 
 def ramp(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
+
+
+def unsure(layer: LastLayer, case: Case) -> np.ndarray:
+    """Counts (N,) by `tied` or by zlg-bias, whichever lie nearer to whole numbers, as they should.
+
+    Where random inputs have the softmax of the client's, zlg-bias is right to a few hundredths.
+    """
+    direct = (case.k * (case.statistics[0].mean(0) - case.bias_gradient)).numpy()
+    solved = tied(layer, case)
+    solved = case.k * solved / max(solved.sum(), 1e-30)
+    return min(solved, direct, key=unwhole).clip(0)
+
+
+def unwhole(counts: np.ndarray) -> float:
+    """The mean distance of counts to whole numbers >= 0: about 1/4 for numbers at random."""
+    return float(np.abs(counts - counts.round().clip(0)).mean())
 
 
 def tied(layer: LastLayer, case: Case) -> np.ndarray:
