@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: help setup reproduce book test lint clean
+.PHONY: help setup reproduce book pdf test lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,6 +34,9 @@ reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a 
 
 book: setup  ## build the book from the committed notebooks
 	$(VENV) -m gleak.cli book
+
+pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book then links it
+	$(VENV) -m gleak.cli pdf
 
 test: setup lint  ## run all tests: package, chapters' outputs, book
 	$(VENV) -m pytest --numprocesses 2

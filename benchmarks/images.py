@@ -19,6 +19,7 @@ import torch
 import gleak
 
 DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]  # of the CIFAR-10 samples: eight classes
+SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]  # of CIFAR-100's, sixteen classes
 MATCHING = {
     "dlg": {},
     "idlg": {},
@@ -26,20 +27,23 @@ MATCHING = {
     "gradinversion": {},
     "general": {},
 }
-# case: model, train mode, images, iterations for gradient matching, for gleak (None: its own)
+# case: model, train mode, data set, images, iterations for matching, for gleak (None: its own)
 CASES = {
-    "convnet-4": ("convnet", True, DISTINCT[:4], 600, None),
-    "lenet-1": ("lenet", True, DISTINCT[:1], 1500, None),
-    "lenet-4": ("lenet", True, DISTINCT[:4], 1500, None),
-    "convnet-4-repeated": ("convnet", True, [0, 1, 2, 3], 600, None),
-    "convnet-8": ("convnet", True, DISTINCT, 600, None),
-    "convnet-1": ("convnet", True, DISTINCT[:1], 600, None),
-    "convnet-2": ("convnet", True, DISTINCT[:2], 600, None),
-    "resnet18-eval-1": ("resnet18", False, DISTINCT[:1], 600, 600),
-    "resnet18-train-1": ("resnet18", True, DISTINCT[:1], 600, 600),
-    "resnet18-eval-4": ("resnet18", False, DISTINCT[:4], 600, 600),
-    "resnet18-train-4": ("resnet18", True, DISTINCT[:4], 600, 600),
-    "convnet-16": ("convnet", True, list(range(16)), 1000, 1000),
+    "convnet-4": ("convnet", True, "cifar10", DISTINCT[:4], 600, None),
+    "lenet-1": ("lenet", True, "cifar10", DISTINCT[:1], 1500, None),
+    "lenet-4": ("lenet", True, "cifar10", DISTINCT[:4], 1500, None),
+    "convnet-4-repeated": ("convnet", True, "cifar10", [0, 1, 2, 3], 600, None),
+    "convnet-8": ("convnet", True, "cifar10", DISTINCT, 600, None),
+    "convnet-1": ("convnet", True, "cifar10", DISTINCT[:1], 600, None),
+    "convnet-2": ("convnet", True, "cifar10", DISTINCT[:2], 600, None),
+    "resnet18-train-4": ("resnet18", True, "cifar10", DISTINCT[:4], 60, None),  # equal seconds
+    "resnet18-eval-4": ("resnet18", False, "cifar10", DISTINCT[:4], 60, None),
+    "resnet18-train-1": ("resnet18", True, "cifar10", DISTINCT[:1], 60, None),
+    "resnet18-eval-1": ("resnet18", False, "cifar10", DISTINCT[:1], 60, None),
+    "gradinversion-8": ("convnet", True, "cifar10", DISTINCT, 300, 1000),
+    "gradinversion-8-repeated": ("convnet", True, "cifar10", list(range(8)), 300, 1000),
+    "gradinversion-16": ("convnet", True, "cifar100", SIXTEEN, 200, 600),
+    "gradinversion-16-repeated": ("convnet", True, "cifar10", list(range(16)), 200, 200),
 }
 
 
@@ -82,8 +86,8 @@ def heading(options) -> str:
 
 def run(case: str, attack: str, seed: int) -> dict:
     """One attack on one case; the seed draws the weights and the start."""
-    model, training, indices, matching, own = CASES[case]
-    batch = gleak.load_batch("cifar10-samples", indices=indices)
+    model, training, data, indices, matching, own = CASES[case]
+    batch = gleak.load_batch(f"{data}-samples", indices=indices)
     update = gleak.fedsgd(gleak.build_model(model, batch, seed=seed), batch, training=training)
     iterations = own if attack == "gleak" else matching
     if attack == "gradinversion":

@@ -6,6 +6,11 @@
 breaching (PyPI 0.1.2) runs with its own defaults for the given number of iterations. gleak's
 inverting-gradients runs for as many, and gleak's own attack as long as breaching took, or less.
 The networks are untrained, the labels known; batch norm is in eval mode, as breaching has it.
+
+With --fedavg the client sends weights, after one local step for each image. breaching simulates the
+steps, and its objective takes from the shared facts which label stood in which step, with
+--labels hidden too: the restored labels go nowhere. gleak never sees that order; its labels are
+then those that it restored from the weights.
 """
 
 import argparse
@@ -30,6 +35,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fedavg", action="store_true", help="weights after local training")
+    parser.add_argument("--lr", type=float, default=0.004, help="of the FedAvg client")
+    parser.add_argument("--labels", choices=("given", "hidden"), default="given")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
         "--one", nargs=4, metavar=("WHO", "MODEL", "SIZE", "SECONDS"), help="one run"
@@ -58,8 +66,9 @@ def main() -> None:
 def in_own_process(who, model, size, seconds, options) -> dict:
     """Each run in a process of its own, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--one", who, model, str(size), str(seconds)]
-    for name in ("iterations", "seed", "threads"):
+    for name in ("iterations", "seed", "threads", "lr", "labels"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += ["--fedavg"] * options.fedavg
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -69,7 +78,14 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
     torch.set_num_threads(options.threads)
     batch = gleak.load_batch("cifar10-samples", indices=DISTINCT[:size])
     network = gleak.build_model(model, batch, seed=options.seed)
-    update = gleak.fedsgd(network, batch, training=False)
+    if options.fedavg:
+        local = {"batch_size": 1, "lr": options.lr, "shuffle_seed": None}
+        update = gleak.fedavg(network, batch, training=False, **local)
+    else:
+        update = gleak.fedsgd(network, batch, training=False)
+    counts = batch.label_counts
+    if options.labels == "hidden":
+        counts = gleak.restore_labels(update, "gleak")
     base = peak_mb()
     if who == "breaching":
         attack = prepare_breaching(update, batch, options)
@@ -78,9 +94,10 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
         def attack(iterations=None):
             return gleak.invert(
                 update,
-                batch.label_counts,
+                counts,
                 who,
                 iterations=iterations or options.iterations,
+                update_model="unrolled" if options.fedavg and who == "gleak" else "equivalent",
                 seed=options.seed,
                 progress=False,
             ).images
@@ -102,6 +119,8 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
         "attack": who,
         "model": model,
         "batch": size,
+        "client": f"FedAvg, lr {options.lr:g}" if options.fedavg else "FedSGD",
+        "labels": options.labels,
         "iterations": iterations,
         "psnr": round(scores["psnr"].mean(), 2),
         "ssim": round(scores["ssim"].mean(), 3),
@@ -143,13 +162,19 @@ def prepare_breaching(update, batch, options):
         "buffers": list(network.buffers()),
         "metadata": config.case.data,
     }
+    sent, facts = update.gradient, None
+    if options.fedavg:
+        before = dict(update.model.named_parameters())
+        sent = {n: w - before[n].detach() for n, w in update.weights_after.items()}
+        facts = {"lr": options.lr, "steps": len(batch), "data_per_step": 1}
+        facts["labels"] = list(batch.labels[:, None])  # its objective cannot do without
     shared = {
-        "gradients": list(update.gradient.values()),
+        "gradients": list(sent.values()),
         "buffers": None,
         "metadata": {
             "num_data_points": len(batch),
-            "labels": batch.labels.sort().values,
-            "local_hyperparams": None,
+            "labels": batch.labels.sort().values if options.labels == "given" else None,
+            "local_hyperparams": facts,
             "data_key": "inputs",
         },
     }

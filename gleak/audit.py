@@ -95,12 +95,7 @@ def self_contained(html: str, folder: Path) -> str:
 
 
 def options_of(options: Mapping) -> dict:
-    """The chapter's parameters from the options of the command line; those not given are left."""
+    """The chapter's parameters from the options of the command line; images are drawn at random."""
     given = {name: value for name, value in options.items() if value is not None}
-    if "size" in given:
-        given["indices"] = []
-    given.setdefault("size", 4)
-    given.setdefault("batch_size", given["size"])
-    if Path(given.get("weights", "")).is_file():  # else it is a name
-        given["weights"] = str(Path(given["weights"]).resolve())
-    return given
+    given = {"size": 4, "indices": []} | given
+    return {"batch_size": given["size"]} | given

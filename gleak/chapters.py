@@ -96,12 +96,16 @@ def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Ru
 
 
 def located(parameters: Mapping, base: Path) -> dict:
-    """The parameters with the paths of data sets made absolute, as chapters run elsewhere."""
+    """The parameters with paths of data and weights made absolute, as chapters run elsewhere."""
     found = dict(parameters)
     for name, value in found.items():
-        kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if not isinstance(value, str):
+            continue
+        kind, _, path = value.partition(":")
         if kind in ("folder", "images") and path:
             found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+        elif name == "weights" and (base / value).is_file():  # else it is a name
+            found[name] = str((base / value).resolve())
     return found
 
 
@@ -317,6 +321,9 @@ def stage(profile: str) -> Path:
             shutil.copy(root() / name, folder)
     for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
         shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
+    printed = root() / "_build" / "gleak.pdf"
+    if printed.exists():
+        shutil.copy(printed, folder / "book" / "_static")
     (folder / "notebooks").mkdir()
     for chapter in chapters():
         notebook = profile_run(chapter, profile).output

@@ -1,6 +1,7 @@
 """The `gleak` command: execute chapters, run one with one's own parameters, build the book."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -102,11 +103,11 @@ def run(chapter, parameters, out):
 @click.option("--dataset", required=True, help="folder:PATH, images:PATH, or a set by its name.")
 @click.option("--model", help="convnet, torchvision:NAME or module:PACKAGE.MODULE:FUNCTION.")
 @click.option("--weights", help="A file of weights, or a name of torchvision's.")
-@click.option("--size", type=click.IntRange(1), help="Images that the client holds.")
+@click.option("--size", type=click.IntRange(1), help="Images that the client holds; 4 by default.")
 @click.option("--image-size", type=click.IntRange(1), help="Cut images to squares, in pixels.")
 @click.option("--channels", type=click.IntRange(1, 3), help="1: gray; 3: colour.")
 @click.option("--epochs", type=click.IntRange(1), help="Local epochs.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images in a local step.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step; all by default.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Local learning rate.")
 @click.option("--training/--evaluation", default=None, help="Mode of batch norm at the client.")
 @click.option("--seed", type=int)
@@ -168,16 +169,59 @@ def sweep(file, out, dry_run, arguments):
 )
 def book(profile):
     """Build the book from executed notebooks; a warning is an error."""
-    source = chapters.stage(profile)
     target = chapters.root() if profile == "reference" else chapters.root() / "runs" / profile
+    page = build_pages(chapters.stage(profile), target, "html")
+    click.echo(f"the book: {page}")
+
+
+@main.command()
+@click.option("--revision", default="HEAD", show_default=True, help="What to compare with.")
+def changes(revision):
+    """Say which verdicts and claims differ from the committed notebooks'; 1 if any do."""
+    from gleak.changes import changes as find
+
+    lines = find(chapters.root(), revision)
+    for line in lines:
+        click.echo(line)
+    if lines:
+        sys.exit(1)
+    click.echo(f"all verdicts and claims as in {revision}")
+
+
+@main.command()
+def pdf():
+    """Print the book into one PDF, by a Chromium browser; `gleak book` then links it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = os.environ.get("GLEAK_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        raise click.ClickException("no Chromium: install one, or name it in GLEAK_CHROMIUM")
+    page = build_pages(
+        chapters.stage("reference"), chapters.root() / "_build" / "pdf", "singlehtml"
+    )
+    file = chapters.root() / "_build" / "gleak.pdf"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    # time for the formulas, all of them on one page
+    command += ["--virtual-time-budget=120000", f"--print-to-pdf={file}"]
+    # written as if it lay one folder higher
+    whole = shutil.copy(page.parent / "book" / "index.html", page.parent / "whole.html")
+    command.append(whole.as_uri())
+    printed = subprocess.run(command, check=False, capture_output=True, text=True)
+    if printed.returncode or not file.exists():
+        raise click.ClickException(f"nothing was printed: {printed.stderr.strip()[-500:]}")
+    click.echo(f"the book: {shown(file)}")
+
+
+def build_pages(source: Path, target: Path, builder: str) -> Path:
+    """Run Jupyter Book, and return the first page."""
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    command += ["--path-output", target, "--builder", builder]
     # all pages and all warnings, each an error: a page that is not re-read hides its own
-    command += ["--path-output", target, "--all", "-W", "-n", "--keep-going", "--quiet"]
+    command += ["--all", "-W", "-n", "--keep-going", "--quiet"]
     built = subprocess.run(command, check=False)
-    page = target / "_build" / "html" / "index.html"
+    page = target / "_build" / builder / "index.html"
     if built.returncode or not page.exists():
         raise click.ClickException("the book was not built; see the messages above")
-    click.echo(f"the book: {page}")
+    return page
 
 
 def shown(path: Path) -> str:

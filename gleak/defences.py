@@ -11,6 +11,7 @@ gradient, `private_fedsgd`, protects one record of the client (record level) wit
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -238,8 +239,12 @@ def epsilon(
     )
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
-    orders = [*RDPAccountant.DEFAULT_ALPHAS, *(2**power for power in range(6, 13))]
-    return accountant.get_epsilon(delta, alphas=orders)
+    near_one, large = (1 + 2.0**-power for power in range(4, 11)), (2**p for p in range(6, 13))
+    orders = sorted({*RDPAccountant.DEFAULT_ALPHAS, *near_one, *large})
+    with warnings.catch_warnings():
+        # at the end of the orders the bound is looser, and as true
+        warnings.filterwarnings("ignore", "Optimal order is the")
+        return accountant.get_epsilon(delta, alphas=orders)
 
 
 def replaced(update: Update, sent: Message) -> Update:

@@ -52,15 +52,19 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
 
 
 def convergence(result: Inversion) -> tuple[Figure, str]:
-    """The matching distance over the iterations; the figure and its alt text."""
-    distance = result.history["distance"]
+    """The matching distance over the iterations; the figure and its alt text.
+
+    Of gradients, or of activations where the attack does not match gradients.
+    """
+    matched = "gradient" if result.attack is None or result.attack.match else "features"
+    distance = result.history["distance" if matched == "gradient" else "features"]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
         axis.semilogy(distance.index, distance)
         axis.set_xlabel("iteration")
-        axis.set_ylabel("gradient distance")
+        axis.set_ylabel(f"{matched} distance")
     alt = (
-        f"A falling line: the distance between the restored and the observed gradient, from "
+        f"A falling line: the distance between the restored and the observed {matched}, from "
         f"{distance.iloc[0]:.2g} down to {distance.min():.2g} in {len(distance)} iterations."
     )
     return figure, alt
@@ -106,6 +110,72 @@ def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) ->
         axis.set_ylabel(vertical)
         axis.legend(frameon=False)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
+
+
+def dots(
+    frame: pd.DataFrame,
+    summary: str,
+    *,
+    row: str,
+    value: str,
+    series: str,
+    panel: str | None = None,
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+) -> tuple[Figure, str]:
+    """Means over repeats as dots, from smallest to largest as a line; the figure and its alt text.
+
+    frame: a row for each repeat. row: the column that names the line of the figure, in the order in
+    which they come; series: the one that gives the colour; value: the number; panel: the one that
+    names the axis (else `value`). lines: panel -> words -> where to draw a line across.
+    """
+    frame = frame if panel else frame.assign(panel=value)
+    panel = panel or "panel"
+    rows, kinds = list(frame[row].unique()), list(frame[series].unique())
+    panels = list(frame[panel].unique())
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(2.9 * len(panels) + 2.2, 0.23 * len(rows) + 1.2),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, name in zip(axes[0], panels, strict=True):
+            part = frame[frame[panel] == name]
+            here = list(part[series].unique())
+            shared = part.groupby(row)[series].nunique().max() > 1
+            for kind in here:
+                index = kinds.index(kind)
+                found = part[part[series] == kind].groupby(row, sort=False)[value]
+                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.25 if shared else 0
+                heights = [rows.index(label) + aside for label in found.mean().index]
+                color = f"C{index % 5}"
+                axis.hlines(heights, found.min(), found.max(), color=color, linewidth=1.5)
+                marker = "osd^vPX<>"[index % 9]
+                axis.plot(found.mean(), heights, marker, color=color, markersize=5, label=kind)
+            for words, position in (lines or {}).get(name, {}).items():
+                axis.axvline(position, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+                axis.annotate(
+                    words,
+                    (position, 1),
+                    xycoords=("data", "axes fraction"),
+                    rotation=90,
+                    ha="right",
+                    va="top",
+                    fontsize=7,
+                    color="0.35",
+                )
+            axis.set_xlabel(name)
+            axis.grid(axis="y", color="0.92", linewidth=0.8)
+        axes[0, 0].set_yticks(range(len(rows)), rows)
+        axes[0, 0].invert_yaxis()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    alt = (
+        f"Dots with ranges for {', '.join(map(str, rows))}, by {', '.join(map(str, kinds))}: "
+        f"{', '.join(map(str, panels))}. {summary}"
+    )
+    return figure, alt
 
 
 def show_image(axis, image: torch.Tensor, title: str) -> None:

@@ -7,7 +7,15 @@ from functools import cache
 from pathlib import Path
 
 # What starts the runs, but cannot change what they find.
-MACHINERY = ("audit.py", "chapters.py", "cli.py", "flower.py", "identity.py", "sweep.py")
+MACHINERY = (
+    "changes.py",
+    "audit.py",
+    "chapters.py",
+    "cli.py",
+    "flower.py",
+    "identity.py",
+    "sweep.py",
+)
 
 
 @cache

@@ -1,5 +1,7 @@
 """How much of the client's images came back, next to what anyone could have had without a leak."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -7,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 from torch.nn import functional as F
 from torchmetrics.functional.image import (
+    learned_perceptual_image_patch_similarity,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
@@ -14,12 +17,18 @@ from torchmetrics.functional.image import (
 CAP = 100.0  # dB; two equal images have no finite PSNR
 
 
-def score(restored: torch.Tensor, originals: torch.Tensor) -> pd.DataFrame:
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's name for the weights under LPIPS
+
+
+def score(
+    restored: torch.Tensor, originals: torch.Tensor, *, perceptual: bool = False
+) -> pd.DataFrame:
     """One row for each original, with its restoration found by Hungarian matching on PSNR.
 
     restored, originals: (K, C, H, W) in [0, 1]. Columns: `match`, the index of the restoration;
     `psnr` (dB, at most 100) and `ssim`; and the PSNR of pictures that leak nothing of the detail:
     `mean_colour`, one flat colour, and the thumbnails `thumb4` and `thumb8` of 4x4 and 8x8 pixels.
+    perceptual: a column `lpips` as well (see `lpips`).
 
     Raises ValueError when shapes differ or values are not in [0, 1].
     """
@@ -34,11 +43,13 @@ def score(restored: torch.Tensor, originals: torch.Tensor) -> pd.DataFrame:
     restored = restored.to(originals)
     pairs = torch.stack([psnr(restored, original.expand_as(restored)) for original in originals])
     rows, match = linear_sum_assignment(pairs.cpu(), maximize=True)
+    learned = {"lpips": lpips(restored[match], originals).tolist()} if perceptual else {}
     return pd.DataFrame(
         {
             "match": match,
             "psnr": pairs[rows, match].tolist(),
             "ssim": ssim(restored[match], originals).tolist(),
+            **learned,
             "mean_colour": psnr(thumbnail(originals, 1), originals).tolist(),
             "thumb4": psnr(thumbnail(originals, 4), originals).tolist(),
             "thumb8": psnr(thumbnail(originals, 8), originals).tolist(),
@@ -96,6 +107,28 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Structural similarity (K,), at most 1, with the usual 11x11 Gaussian window."""
     values = structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
     return values.reshape(-1)
+
+
+def lpips(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Learned perceptual distance (K,) on AlexNet, 0 for equal images (Zhang et al. 2018).
+
+    Images below 64 pixels are enlarged to that. Nothing is downloaded: AlexNet's ImageNet weights
+    must be where torch.hub keeps them. Without them a note says so, and all values are NaN.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if not file.exists():
+        print(f"no LPIPS: it needs AlexNet's weights, {ALEXNET}, in torch.hub's checkpoints")
+        return torch.full((len(images),), torch.nan)
+    side = max(64, *images.shape[-2:])
+    pairs = []
+    for pair in zip(images, targets, strict=True):
+        pair = torch.stack(pair).expand(-1, 3, -1, -1)
+        pair = F.interpolate(pair, size=(side, side), mode="bilinear", align_corners=False)
+        first, second = pair.clamp(0, 1).split(1)
+        pairs.append(
+            learned_perceptual_image_patch_similarity(first, second, "alex", normalize=True)
+        )
+    return torch.stack(pairs)
 
 
 def thumbnail(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -63,8 +63,7 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
     """Attack an update, labels first, and score what came back against the client's own batch.
 
     The attack sees the update alone. Where the update does not have the classifier, the labels are
-    guessed evenly, and the search goes without a closed form in four stages, a quarter of the
-    iterations each; where there is nothing to search by, the images are mid gray.
+    guessed evenly; where it has nothing to search by, the images are mid gray.
     """
     try:
         counts = restore_labels(update, "zlg-bias" if has_bias(update) else "zlg", seed=seed)
@@ -73,7 +72,6 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
             update.num_classes, generator=torch.Generator().manual_seed(seed)
         ).repeat(-(-update.num_samples // update.num_classes))
         counts = torch.bincount(order[: update.num_samples], minlength=update.num_classes)
-        iterations = -(-iterations // 4)
     try:
         result = invert(update, counts, "gleak", iterations=iterations, seed=seed, progress=False)
         images = result.images
@@ -220,7 +218,10 @@ def in_words(leak: Leak) -> str:
             "with this effort, finds nothing of what they show."
         )
     else:
-        kinds = {2: "recognisable, better than its 8×8 thumbnail", 1: "in coarse shapes"}
-        found = [f"{grades.count(n)} {word}" for n, word in kinds.items() if n in grades]
-        images = f"Of the images, {' and '.join(found)}, out of {count}."
+        kinds = {
+            2: "clear enough to be recognised (better than an 8×8 thumbnail)",
+            1: "in coarse shapes (better than a 4×4 one)",
+        }
+        found = [f"{grades.count(n)} of {count} {kinds[n]}" for n in kinds if n in grades]
+        images = f"Images come back: {', '.join(found)}."
     return f"{labels} {images}"

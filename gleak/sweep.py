@@ -71,7 +71,12 @@ def plan(runs: Iterable[tuple[str, dict]], folder: Path) -> dict[str, dict]:
         key = chapters.freshness_key(Run(chapter, parameters, folder / "x.ipynb", "run"))[:16]
         keyed[key] = {"chapter": chapter, "parameters": parameters}
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"root": str(chapters.root()), "python": sys.executable, "runs": keyed}
+    content = {
+        "root": str(chapters.root()),
+        "here": str(Path.cwd()),
+        "python": sys.executable,
+        "runs": keyed,
+    }
     write_json(folder / "plan.json", content)
     return keyed
 
@@ -87,8 +92,8 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
     # A record is written in one go and last, so one that exists is whole, whatever was killed: no
     # notes of Snakemake's own are needed, and a lock that ends with this process replaces its one.
     command = [sys.executable, "-m", "snakemake", "--snakefile", Path(__file__).with_suffix(".smk")]
+    command += ["--quiet", "rules", "host", "reason", "--rerun-triggers", "mtime"]
     command += ["--directory", folder, "--nolock", "--ignore-incomplete", "--keep-going"]
-    command += ["--rerun-triggers", "mtime", "--quiet", "rules", "host", "reason"]
     command += ["--dry-run"] * dry_run
     if not any(a.split("=")[0] in PLACES or a[:2] in ("-c", "-j") for a in arguments):
         command += ["--cores", str(os.cpu_count())]
@@ -102,9 +107,11 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
 
 def work(folder: Path, key: str) -> None:
     """Do one run of a plan: its notebook, then its record; or else a note of why it failed."""
+    folder = folder.resolve()
     content = json.loads((folder / "plan.json").read_text())
     os.environ["GLEAK_ROOT"] = content["root"]
-    about, own = content["runs"][key], (folder / key).resolve()
+    os.chdir(content["here"])  # where one's own modules are
+    about, own = content["runs"][key], folder / key
     own.mkdir(exist_ok=True)
     with (own / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a worker of a killed sweep may still be at it

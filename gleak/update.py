@@ -196,9 +196,10 @@ class Update:
         """A FedAvg update from the weights before and after, as any client or server stored them.
 
         before, after: a file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array,
-        or a sequence of arrays in the order of `model.state_dict()`, as Flower sends them. `before`
-        is complete, or None for the model as it stands; `after` may lack what was not sent.
-        Buffers, such as the statistics of batch norm, are taken from `before` only.
+        or a sequence of arrays in the order of `model.state_dict()`, with or without its buffers,
+        as Flower sends them. `before` has all parameters, or is None for the model as it stands;
+        `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are taken
+        from `before`, else from the model.
         model: gives the architecture. training: the mode in which the client ran it.
         facts: what is known besides, of lr, epochs, batch_size, momentum and drop_last.
 
@@ -206,14 +207,16 @@ class Update:
         trusted; FileNotFoundError.
         """
         model = as_sent(model, training)
-        own = model.state_dict()
+        own, parameters = model.state_dict(), dict(model.named_parameters())
         if before is not None:
-            before = named_tensors(before, own, "before")
-            check_fits(before, own, what="`before`", complete=True)
-            model.load_state_dict(before)
-        after = named_tensors(after, own, "after")
+            before = named_tensors(before, own, parameters, "before")
+            check_fits(before, own, what="`before`")
+            sent = {name: value for name, value in before.items() if name in parameters}
+            check_fits(sent, parameters, what="`before`", complete=True)
+            model.load_state_dict(before, strict=False)  # buffers may be missing
+        after = named_tensors(after, own, parameters, "after")
         check_fits(after, own, what="`after`")
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name for name, p in parameters.items() if p.requires_grad}
         after = {n: value.to(own[n]) for n, value in after.items() if n in trained}
         if not after:
             raise ValueError("`after` holds no parameter of the model that is trained")
@@ -263,18 +266,20 @@ Weights = str | Path | Mapping[str, torch.Tensor] | Sequence
 
 
 def named_tensors(
-    weights: Weights, own: Mapping[str, torch.Tensor], what: str
+    weights: Weights, own: Mapping, parameters: Mapping, what: str
 ) -> dict[str, torch.Tensor]:
-    """Name -> tensor, from a file, a mapping, or a sequence in the order of `own`."""
+    """Name -> tensor, from a file, a mapping, or a sequence in the order of a state dict."""
     if isinstance(weights, str | Path):
         weights = read_tensors(weights)
     if not isinstance(weights, Mapping):
         weights = list(weights)
-        if len(weights) != len(own):
+        names = parameters if len(weights) == len(parameters) else own
+        if len(weights) != len(names):
             raise ValueError(
-                f"`{what}` has {len(weights)} arrays, the model's state dict {len(own)}"
+                f"`{what}` has {len(weights)} arrays; the model has {len(parameters)} parameters, "
+                f"{len(own)} with its buffers"
             )
-        weights = dict(zip(own, weights, strict=True))
+        weights = dict(zip(names, weights, strict=True))
     try:
         return {name: torch.as_tensor(value) for name, value in weights.items()}
     except (TypeError, ValueError, RuntimeError) as error:

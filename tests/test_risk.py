@@ -39,7 +39,7 @@ def test_words_say_what_leaks():
     words = risk.in_words(leak(1.0, 25, 16, 9))
     assert "reads 100% of the labels" in words
     assert "guessing would find 40%" in words
-    assert "1 recognisable, better than its 8×8 thumbnail and 1 in coarse shapes, out of 3" in words
+    assert "1 of 3 clear enough to be recognised (better than an 8×8 thumbnail), 1 of 3 in" in words
     words = risk.in_words(leak(0.5, 14, 9))
     assert "no better than guesses" in words
     assert "None of the 2 images" in words

@@ -191,8 +191,28 @@ def test_wrong_files_are_refused_before_anything_runs(sweeps, content, message):
 
 
 def test_paths_of_data_are_relative_to_the_file(sweeps):
-    found = chapters.located({"dataset": "folder:../x", "name": "a:b", "n": 1}, sweeps)
-    assert found == {"dataset": f"folder:{sweeps.parent / 'x'}", "name": "a:b", "n": 1}
+    (sweeps / "w.pth").touch()
+    given = {"dataset": "folder:../x", "name": "a:b", "n": 1, "weights": "w.pth"}
+    found = chapters.located(given, sweeps)
+    absolute = {"dataset": f"folder:{sweeps.parent / 'x'}", "weights": str(sweeps / "w.pth")}
+    assert found == given | absolute
+    assert chapters.located({"weights": "DEFAULT"}, sweeps) == {"weights": "DEFAULT"}
+
+
+def test_snakemakes_own_arguments_reach_it_unchanged(sweeps, monkeypatch):
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
+    given = [
+        ["--executor", "slurm", "--jobs", "5"],
+        ["--profile=here"],
+        ["-j4"],
+        ["--retries", "2"],
+    ]
+    for arguments in given:
+        assert sweep.run_all(sweeps, arguments) == 0
+    assert [command[-len(a) :] for command, a in zip(commands, given, strict=True)] == given
+    assert ["--cores" in command for command in commands] == [False, False, False, True]
 
 
 def test_two_sweeps_do_not_share_a_folder(sweeps):

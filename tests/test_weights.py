@@ -67,6 +67,11 @@ def test_an_update_from_arrays_in_the_order_of_the_state_dict(batch):
     for name, value in update.weights_after.items():
         assert torch.equal(loaded.weights_after[name], value)
     assert loaded.facts == {"lr": 0.1, "epochs": 1, "batch_size": 4}
+    names = [name for name, _ in model.named_parameters()]
+    few = [[state[name].numpy() for name in names] for state in (model.state_dict(), after)]
+    again = gleak.Update.from_weights(*few, model, training=False, batch_size=4, **known)
+    for name, value in loaded.weights_after.items():
+        assert torch.equal(again.weights_after[name], value)
     counts = gleak.restore_labels(loaded, "zlg-bias", inputs=50)
     assert torch.equal(counts, gleak.restore_labels(update, "zlg-bias", inputs=50))
 
@@ -87,7 +92,7 @@ def test_what_was_not_told_is_missing(run, two_layers):
         (lambda w: w | {"9.bias": w["1.bias"]}, "it has no 9.bias"),
         (lambda w: w | {"1.bias": "text"}, "not made of numbers"),
         (lambda w: {}, "`after` is empty"),
-        (lambda w: list(w.values())[:3], "`after` has 3 arrays, the model's state dict 4"),
+        (lambda w: list(w.values())[:3], "`after` has 3 arrays; the model has 4 parameters"),
     ],
 )
 def test_updates_that_do_not_fit_are_refused(run, two_layers, change, message):

@@ -4,6 +4,7 @@ Every chapter gets a card: its objectives, and what the reference run took and o
 
 claim N           a sentence of the paper, and the verdicts that chapters recorded on it
 chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+downloads         a table of files to take away
 chapter-times     a table of what the chapters took
 recorded-table    a file of book/results, as means over runs
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from gleak.records import MIME
@@ -27,7 +29,9 @@ def notebooks(env) -> dict[str, dict]:
     if not hasattr(env.app, "chapters_as_read"):
         files = sorted((Path(env.srcdir) / "notebooks").glob("*.ipynb"))
         env.app.chapters_as_read = {
-            file.stem: json.loads(file.read_text("utf-8")) for file in files
+            file.stem: json.loads(file.read_text("utf-8"))
+            for file in files
+            if f"notebooks/{file.stem}" in env.found_docs
         }
     return env.app.chapters_as_read
 
@@ -159,6 +163,41 @@ class ChapterTimes(SphinxDirective):
         return [table(head, [*rows, ["all", str(total), "", ""]])]
 
 
+class Downloads(SphinxDirective):
+    """A table of what can be taken away: notebooks, recorded results, the book as a PDF."""
+
+    def run(self):
+        folder = Path(self.env.srcdir) / "book"
+        files = {
+            "the whole book on paper (PDF)": folder / "_static" / "gleak.pdf",
+            "how to cite it, for machines": folder.parent / "CITATION.cff",
+            "references (BibTeX)": folder / "references.bib",
+        }
+        files |= {
+            f"recorded results: {file.stem}": file
+            for file in sorted((folder / "results").glob("*.csv"))
+        }
+        rows = []
+        for title, file in files.items():
+            if file.exists():
+                path = "/" + file.relative_to(self.env.srcdir).as_posix()
+                reference = addnodes.download_reference(
+                    "", "", nodes.literal("", file.name), reftarget=path, refdoc=self.env.docname
+                )
+                rows.append([title, reference, size(file)])
+        for chapter in notebooks(self.env):
+            file = folder.parent / "notebooks" / f"{chapter}.ipynb"
+            path = f"../_sources/notebooks/{file.name}"
+            reference = nodes.reference("", "", nodes.literal("", file.name), refuri=path)
+            rows.append([link(self.env, chapter), reference, size(file)])
+        return [table(("what", "file", "size"), rows)]
+
+
+def size(file: Path) -> str:
+    """The size of a file in kB."""
+    return f"{file.stat().st_size / 1000:,.0f} kB"
+
+
 class RecordedTable(SphinxDirective):
     """A file of book/results: means of columns for each combination of others."""
 
@@ -210,11 +249,14 @@ def add_card(app, doctree) -> None:
         return
     section = next(doctree.findall(nodes.section))
     objectives = next(node for node in section.children if isinstance(node, nodes.paragraph))
+    if not any(isinstance(child, nodes.strong) for child in objectives.children):
+        raise ExtensionError(f"{chapter} has to begin with **What you will see.**")
     card = nodes.container(classes=["chapter-card"])
     for child in objectives.children:
-        if isinstance(child, nodes.strong) or not card.children:
+        if isinstance(child, nodes.strong):
             card += nodes.paragraph()
-        card[-1] += child.deepcopy()
+        if card.children:
+            card[-1] += child.deepcopy()
     about = runtime(app.env, chapter)
     if about:
         number = chapter.split("_")[0]
@@ -251,6 +293,7 @@ def setup(app):
     app.add_directive("claim", Claim)
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_directive("chapter-times", ChapterTimes)
+    app.add_directive("downloads", Downloads)
     app.add_directive("recorded-table", RecordedTable)
     app.connect("doctree-read", add_card)
     app.connect("doctree-resolved", add_references)

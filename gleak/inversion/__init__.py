@@ -4,6 +4,8 @@ attack      what an attack is, and the presets
 distances   between gradients
 priors      on images
 peel        what the gradient gives away in closed form, layer by layer
+residual    the same through residual blocks, pooling and batch norm
+linear      linear algebra that the closed forms share
 exact       images in closed form
 update_models  how a candidate batch is turned into what the server saw
 objective   the loss of an attack on an update

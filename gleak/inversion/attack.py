@@ -140,6 +140,23 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
             GLEAK_SMOOTH, distance="layer-l2", match=weight, then=GLEAK_SMOOTH.then
         ),
     )
+# Deep inside a residual network, and on larger images, the search gets stuck in detail that is
+# wrong in the large: coarse images first.
+GLEAK_COARSE = None
+for share in (1, 0.5, 0.25):  # last stage first
+    GLEAK_COARSE = Attack(
+        reference="this study",
+        match=0,
+        features=1,
+        tv=0.5,
+        tv_end=0.1,
+        lr=0.05,
+        schedule="cosine",
+        start="gray",
+        resolution=share,
+        iterations=150,
+        then=GLEAK_COARSE,
+    )
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
 GLEAK_GRADIENT = None
 for share in (1, 0.5, 0.25, 0.125):  # last stage first
@@ -154,24 +171,19 @@ for share in (1, 0.5, 0.25, 0.125):  # last stage first
         then=GLEAK_GRADIENT,
     )
 
+DLG = Attack(
+    reference="Deep Leakage from Gradients (Zhu et al. 2019)",
+    distance="l2",
+    optimizer="lbfgs",
+    lr=1,
+    schedule="constant",
+    box=False,
+    joint_labels=True,
+)
+
 ATTACKS = {
-    "dlg": Attack(
-        reference="Deep Leakage from Gradients (Zhu et al. 2019)",
-        distance="l2",
-        optimizer="lbfgs",
-        lr=1,
-        schedule="constant",
-        box=False,
-        joint_labels=True,
-    ),
-    "idlg": Attack(
-        reference="iDLG (Zhao et al. 2020)",
-        distance="l2",
-        optimizer="lbfgs",
-        lr=1,
-        schedule="constant",
-        box=False,
-    ),
+    "dlg": DLG,
+    "idlg": dataclasses.replace(DLG, reference="iDLG (Zhao et al. 2020)", joint_labels=False),
     "inverting-gradients": Attack(
         reference="Inverting Gradients (Geiping et al. 2020)",
         tv=0.04,

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from gleak.inversion.linear import separate
 from gleak.inversion.peel import chain, peel
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
@@ -55,10 +56,8 @@ def spear(weight: torch.Tensor, bias: torch.Tensor, size: int, seed: int = 0) ->
     """Inputs (K, D) of a linear layer with ReLU from its weight (H, D) and bias (H,) gradients.
 
     weight = S^T X with the slopes S (K, H) at the layer's output, so it has rank K and its factors
-    are known up to a K x K matrix. ReLU makes about half of each row of S zero, and a wrong mixture
-    of rows has no zeros but those by design: draw K - 1 units, find the mixture that is zero there,
-    and keep those that are zero on most others (Dimitrov et al. 2024, SPEAR). The draws that
-    this takes double with each input: batches of 10 are the end.
+    are known up to a K x K matrix. ReLU makes about half of each row of S zero, which tells them
+    from their mixtures, see `separate` (Dimitrov et al. 2024, SPEAR). Batches of 10 are the end.
     """
     if size > 10:
         raise MissingKnowledge(f"SPEAR separates up to 10 inputs here; the batch has {size}")
@@ -69,20 +68,7 @@ def spear(weight: torch.Tensor, bias: torch.Tensor, size: int, seed: int = 0) ->
             f"SPEAR needs a first-layer gradient of rank {size}, the batch size; it is {rank}"
         )
     left = left[:, :size]  # S^T = left @ mix for some mix (K, K)
-    alive = left.norm(dim=1) > 1e-6 * left.norm(dim=1).max()
-    rows = left[alive]
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    draws = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(200 * 2**size, len(rows), generator=draws).topk(size - 1).indices
-    columns = torch.linalg.svd(rows[chosen], full_matrices=True).Vh[:, -1]
-    zeros = ((columns @ rows.T).abs() < 1e-5).sum(1)
-    found = columns[:0]
-    for column in columns[zeros.argsort(descending=True)]:  # mixtures of two have fewer zeros
-        candidate = torch.cat([found, column[None]])
-        if torch.linalg.svdvals(candidate)[-1] > 1e-4:
-            found = candidate
-        if len(found) == size:
-            break
+    found = separate(left, size, seed)
     slopes = left @ found.T  # (H, K), each column up to a factor
     inputs = torch.linalg.lstsq(slopes, weight).solution
     factors = torch.linalg.lstsq(slopes, bias[:, None]).solution  # the bias gradient has inputs 1

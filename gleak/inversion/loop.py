@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
+from gleak.inversion.drift import as_gradient, undrifted
 from gleak.inversion.exact import exact_images
 from gleak.inversion.objective import Objective
-from gleak.inversion.peel import peel
+from gleak.inversion.peel import Peeled, chain, image_features, peel
 from gleak.inversion.search import Inversion, Search
-from gleak.inversion.update_models import Simulation, equivalent, known_model, observed
+from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
 from gleak.update import MissingKnowledge, Update
 
 
@@ -79,7 +81,12 @@ def invert(
         overrides["iterations"] = iterations
     settings = settings_of(attack, overrides)
     peeled = None
-    if settings.features or (attack == "gleak" and update_model is equivalent):
+    if attack == "gleak" and update_model is not equivalent:
+        try:
+            return undrift(update, counts, update_model, seed, progress, compile, start, overrides)
+        except MissingKnowledge:
+            pass  # no closed form for this network or batch: match through the update model
+    elif settings.features or attack == "gleak":
         try:
             peeled = peel(update, counts, precision)
         except MissingKnowledge:
@@ -88,26 +95,98 @@ def invert(
     if attack == "gleak" and peeled and peeled.depth < len(peeled.layers) - 1:
         if peeled.depth == 0:
             return closed_form(peeled.activations, labels)
-        pieces = peeled.layers[: peeled.depth]
-        rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
-        preset = attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
-        settings = replace_all(preset, overrides)
+        settings = replace_all(preset_for(peeled, update), overrides)
 
-    histories, kept, stage, best = [], {}, settings, None
-    while stage:
+    def objective(stage):
+        return Objective(update, labels, stage, peeled, statistics, compile, update_model, seed)
+
+    return in_stages(objective, settings, seed, start, attack, progress, snapshots)[0]
+
+
+def in_stages(
+    objective, settings, seed, start, name, progress, snapshots=()
+) -> tuple[Inversion, bool]:
+    """The search of all stages, each from the images of the one before; False after Ctrl-C."""
+    histories, kept, stage, best, finished = [], {}, settings, None, True
+    while stage and finished:
         first, learnt = (start, ()) if best is None else (best.images, best.learnt)
-        objective = Objective(
-            update, labels, stage, peeled, statistics, compile, update_model, seed
-        )
         before = sum(map(len, histories))
         wanted = [step - before for step in snapshots]
-        best, finished = Search(objective).run(seed, first, learnt, attack, progress, wanted)
+        search = Search(objective(stage))
+        best, finished = search.run(seed, first, learnt, name, progress, wanted)
         kept |= {before + step: images for step, images in best.snapshots.items()}
         histories.append(best.history)
-        stage = stage.then if finished else None
+        stage = stage.then
     history = pd.concat(histories, ignore_index=True)
     history.index.name = "iteration"
-    return dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
+    result = dataclasses.replace(best, history=history, attack=settings, snapshots=kept)
+    return result, finished
+
+
+ROUNDS = 4  # of undoing the drift; all but the last are short
+LOOSE = 0.05  # how badly the equations of the closed form may fit while there is drift left
+
+
+def undrift(update, counts, update_model, seed, progress, compile, start, overrides) -> Inversion:
+    """`gleak` on the weights of a FedAvg client, in rounds: see `drift`.
+
+    The first images are those with the features of the equivalent gradient. Where the drift is too
+    large for it to have any, they come from matching gradients along the line from W0 to WT. The
+    images whose simulated weights come nearest to the client's are kept.
+
+    Raises MissingKnowledge where there is no closed form at all.
+    """
+    flat = as_gradient(update, update.equivalent_gradient())
+    layers = tuple(chain(update.model))
+    image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
+    labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
+    best, nearest, histories, left = None, torch.inf, [], None
+    settled = last = False
+    while not last:
+        try:
+            features, _ = image_features(flat, counts, LOOSE)
+        except MissingKnowledge:
+            if best:
+                break
+            peeled, model, seen = None, path, update
+            settings = dataclasses.replace(ATTACKS["inverting-gradients"], iterations=100)
+        else:
+            model, seen = equivalent, flat
+            # the layers before ask for more digits than an undone drift leaves
+            features = features.to(update.classifier.weight)
+            peeled = Peeled(layers, len(layers) - 1, features)
+            settings = replace_all(preset_for(peeled, update), overrides)
+            total = sum(stage.iterations for stage in stages_of(settings))
+            left = total if left is None else left
+            last = len(histories) >= ROUNDS - 1 or settled
+            share = left if last else total // (2 * (ROUNDS - 1))
+            settings = replace_all(settings, {"iterations": max(share, 1)})
+            left -= share
+
+        def objective(stage, seen=seen, peeled=peeled, model=model):
+            return Objective(seen, labels, stage, peeled, None, compile, model, seed)
+
+        found, finished = in_stages(objective, settings, seed, start, "gleak", progress)
+        flat, distance = undrifted(update, found.images, labels, update_model, seed)
+        histories.append(found.history.assign(distance_of_weights=distance))
+        settled = bool(best) and distance > 0.9 * nearest
+        if distance < nearest:
+            best, nearest = found, distance
+        start = found.images
+        last = last or not finished
+    history = pd.concat(histories, ignore_index=True)
+    history.index.name = "iteration"
+    return dataclasses.replace(best, history=history)
+
+
+def preset_for(peeled, update) -> Attack:
+    """The preset of `gleak` that fits what was peeled."""
+    pieces = peeled.layers[: peeled.depth]
+    rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
+    deep = any(isinstance(layer, BasicBlock) for layer in pieces)
+    if deep or (rough and min(update.input_shape[1:]) >= 64):
+        return attacks.GLEAK_COARSE
+    return attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
 
 
 def closed_form(images: torch.Tensor, labels: torch.Tensor) -> Inversion:
@@ -128,11 +207,11 @@ def settings_of(attack: str, overrides: Mapping[str, float | str]) -> Attack:
 
 
 def replace_all(attack: Attack, overrides: Mapping[str, float | str]) -> Attack:
-    """The attack with settings replaced, in all its stages; iterations are shared out evenly."""
-    stages = [attack]
-    while stages[-1].then:
-        stages.append(stages[-1].then)
-    overrides = dict(overrides)
+    """The attack with settings replaced, in all its stages.
+
+    Iterations are shared out as the attack's own are.
+    """
+    stages, overrides = stages_of(attack), dict(overrides)
     if "iterations" in overrides:
         if overrides["iterations"] < 1:
             raise ValueError(f"iterations must be at least 1; got {overrides['iterations']}")
@@ -141,6 +220,11 @@ def replace_all(attack: Attack, overrides: Mapping[str, float | str]) -> Attack:
     for stage in reversed(stages):
         result = dataclasses.replace(stage, then=result, **overrides)
     return result
+
+
+def stages_of(attack: Attack) -> list[Attack]:
+    """The attack and all that follows it."""
+    return [attack, *stages_of(attack.then)] if attack.then else [attack]
 
 
 def labels_of(counts: torch.Tensor | Sequence[int], update: Update) -> torch.Tensor:

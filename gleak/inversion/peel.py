@@ -8,7 +8,8 @@ The layers before. With o_k and p_k known, backpropagation from the loss down to
 known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
 than the batch has values there. This peels a network from its end, until a pooling layer or a layer
-with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021).
+with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021). Residual
+networks have a module of their own, `residual`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from scipy.optimize import least_squares
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet
 
+from gleak.inversion.linear import double, pull_back
+from gleak.inversion.residual import peel_blocks
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
@@ -132,7 +136,7 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
     layers, sent = chain(update.model), update.equivalent_gradient()
     names = {id(module): name for name, module in update.model.named_modules()}
     with torch.no_grad():
-        shapes = [(1, *update.input_shape)]
+        shapes = [(2, *update.input_shape)]  # two, as batch norm may refuse one
         probe = torch.full(shapes[0], 0.5).to(update.classifier.weight)
         for layer in layers:
             probe = layer(probe)
@@ -180,6 +184,12 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
                 break
             slope = pull_back(layer, slope, inputs)
             values = inputs
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            if shapes[index + 1][2:] != (1, 1):
+                break
+            below = peel_residual(layers, names, shapes, index, sent, slope.flatten(1), features)
+            depth, known = below or (depth, known)
+            break
         elif isinstance(layer, Normalise):
             values = values * layer.std.double() + layer.mean.double()
         else:
@@ -190,13 +200,46 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
     return Peeled(tuple(layers), depth, known.to(update.classifier.weight.dtype))
 
 
+def peel_residual(layers, names, shapes, pool, sent, pooled_slope, features):
+    """Depth and activations as far as residual blocks below layer `pool` let it go, or None."""
+    begin = pool
+    while begin and isinstance(layers[begin - 1], BasicBlock):
+        begin -= 1
+    blocks = layers[begin:pool]
+    needed = [f"{names[id(b)]}.{name}" for b in blocks for name, _ in b.named_parameters()]
+    if not blocks or not set(needed) <= set(sent):
+        return None
+    deepest = None
+    inputs = peel_blocks(
+        blocks,
+        [names[id(block)] for block in blocks],
+        [shape[1:] for shape in shapes[begin : pool + 1]],
+        {name: sent[name].double() for name in needed},
+        pooled_slope,
+    )
+    try:
+        for depth, values in zip(range(pool - 1, begin - 1, -1), inputs, strict=False):
+            if not consistent(layers[depth:], values, features, 0.2 * TOLERANCE):
+                break
+            deepest = depth, values
+    except (ArithmeticError, torch.linalg.LinAlgError):
+        pass  # what was found before stands
+    return deepest
+
+
 def chain(model: nn.Module) -> list[nn.Module]:
-    """The layers of nested Sequentials in order; MissingKnowledge for any other shape of model."""
+    """The layers of nested Sequentials and ResNets in order, residual blocks whole.
+
+    Raises MissingKnowledge for any other shape of model.
+    """
     layers = []
     for module in model.children() if isinstance(model, nn.Sequential) else [model]:
         if isinstance(module, nn.Sequential):
             layers += chain(module)
-        elif any(True for _ in module.children()):
+        elif isinstance(module, ResNet):
+            *parts, pool, classifier = module.children()
+            layers += [*chain(nn.Sequential(*parts)), pool, nn.Flatten(), classifier]
+        elif any(True for _ in module.children()) and not isinstance(module, BasicBlock):
             raise MissingKnowledge(
                 f"peeling needs a plain chain of layers; got a {type(module).__name__}"
             )
@@ -252,21 +295,9 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor |
     return inputs + as_inputs((basis * weights[:, :, None]).sum(0))
 
 
-def double(layer, inputs: torch.Tensor) -> torch.Tensor:
-    """The layer's output in float64."""
-    state = {name: value.double() for name, value in layer.state_dict().items()}
-    return torch.func.functional_call(layer, state, (inputs.double(),))
-
-
-def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """The slope at a linear layer's input from the one at its output."""
-    inputs = torch.zeros_like(inputs).requires_grad_()
-    return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
-
-
 @torch.no_grad()
-def consistent(layers, values: torch.Tensor, features: torch.Tensor) -> bool:
+def consistent(layers, values, features: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether the activations, sent forward again, give the classifier's features."""
     for layer in layers[:-1]:
         values = double(layer, values)
-    return bool((values - features).norm() < TOLERANCE * features.norm())
+    return bool((values - features).norm() < tolerance * features.norm())

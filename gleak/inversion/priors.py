@@ -36,6 +36,32 @@ def norm(images: torch.Tensor) -> torch.Tensor:
     return (images - 0.5).square().mean()
 
 
+def consensus(images: torch.Tensor) -> torch.Tensor:
+    """What restarts (R, K, C, H, W) agree on: their mean, registered, for each of them.
+
+    Each restart is moved by whole pixels onto the first one, by phase correlation, and the mean is
+    moved back (GradInversion, Yin et al. 2021, has a registration of its own in this place).
+    """
+    height, width = images.shape[-2:]
+    spectra = torch.fft.rfft2(images - images.mean((-2, -1), keepdim=True))
+    phases = spectra[:1].conj() * spectra
+    phases = phases / phases.abs().clamp_min(1e-12)
+    likeness = torch.fft.irfft2(phases, s=(height, width)).sum(2).flatten(2)
+    shift = likeness.argmax(2)  # (R, K), how far down and right a restart lies
+    down, right = shift.div(width, rounding_mode="floor"), shift % width
+    mean = roll(images, down, right).mean(0, keepdim=True).expand_as(images)
+    return roll(mean, -down, -right)
+
+
+def roll(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Images (R, K, C, H, W), each taken `down` (R, K) rows and `right` columns further, cyclic."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) + down[..., None]) % height
+    columns = (torch.arange(width, device=images.device) + right[..., None]) % width
+    images = images.gather(3, rows[:, :, None, :, None].expand_as(images))
+    return images.gather(4, columns[:, :, None, None, :].expand_as(images))
+
+
 def differences(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel minus upper neighbour, and minus left neighbour."""
     down = images[..., 1:, :] - images[..., :-1, :]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from gleak.inversion.attack import Attack
 from gleak.inversion.objective import Objective
+from gleak.inversion.priors import consensus
 from gleak.inversion.update_models import merge_epochs
 
 
@@ -210,7 +211,7 @@ class Search:
         gradients = [torch.stack(g) for g in zip(*(g for _, _, g in rows), strict=True)]
         columns = self.objective.columns
         if self.attack.group:
-            away = images.detach() - images.detach().mean(0)
+            away = images.detach() - consensus(images.detach())
             column = columns.index("group") - 1
             terms[:, column] = away.square().mean((1, 2, 3, 4))
             # the mean is where the restarts agree, and is held fixed

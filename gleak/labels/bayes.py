@@ -14,23 +14,56 @@ import torch
 from scipy.special import gammaln
 
 from gleak.labels.case import Case
-from gleak.labels.shares import find_shares
+from gleak.labels.shares import Shares, find_shares
 from gleak.update import Update
 
 # Dirichlet prior over counts, concentration -> chance: labels drawn evenly (the K/N guess), or of
 # unknown skew. Batches far from even say so by their signs and shares.
 PRIOR = {0.01: 0.1, 0.1: 0.1, 0.3: 0.1, 1.0: 0.1, 3.0: 0.1, 1000.0: 0.5}
 
-# Noise of a share x around the count l: a Gamma of mean l + f and variance f^2 + w l^2. On an
-# unsure network the shares are counts, wrong by some part E of the softmax mass that the class
-# gets, which is x + K grad b: f = E (x + K grad b), w = 0, and the evidence chooses E. On one that
-# knows its images a share is a matter of how hard the images of a class are: f = FLOOR K/N,
-# w = UNEVEN. These and the chance MISSED / l^FADES that l samples of a class leave no negative
-# entry in its row of grad W are fitted on networks trained on the digits, and tested on others, by
-# benchmarks/label_noise.py.
+# On an unsure network the shares are counts, wrong by some part of the softmax mass that the class
+# gets, which is share + K grad b. The evidence chooses the part.
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-FLOOR, UNEVEN = 0.31, 0.8
-MISSED, FADES = 0.35, 1.5
+
+# On a network that knows its images a share is a matter of how hard the images of a class are. LEAK
+# of it goes to other classes, which get FLOOR K/N, and its variance is UNEVEN l^2 (1 - l/K) at the
+# count l. The chance that l samples of a class leave no negative entry in its row of grad W is
+# MISSED^(l^FADES). Fitted on networks trained on the digits, and tested on others, by
+# benchmarks/label_noise.py.
+LEAK, FLOOR, UNEVEN = 0.28, 0.38, 1.01
+MISSED, FADES = 0.29, 0.33
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The counts that are considered for each class, one class after the other in flat arrays (L,).
+
+    Each class has a range of its own, so that many classes and many samples fit in memory.
+    """
+
+    count: np.ndarray
+    owner: np.ndarray
+    start: np.ndarray  # (N,)
+
+    @classmethod
+    def around(cls, share: np.ndarray, k: int, at_least: np.ndarray) -> "Grid":
+        """From 0 to well above the share."""
+        size = np.minimum(k, np.maximum(4 * share.astype(int) + 40, at_least)) + 1
+        start = np.concatenate([[0], size.cumsum()[:-1]])
+        owner = np.repeat(np.arange(len(share)), size)
+        return cls(np.arange(size.sum()) - start[owner], owner, start)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Over the counts of each class: (..., L) -> (..., N)."""
+        return np.add.reduceat(values, self.start, axis=-1)
+
+    def top(self, values: np.ndarray) -> np.ndarray:
+        return np.maximum.reduceat(values, self.start, axis=-1)
+
+    def cumulate(self, table: np.ndarray) -> np.ndarray:
+        """P(count of the owner <= this one) (L,)."""
+        total = np.concatenate([[0], table.cumsum()])
+        return total[1:] - total[self.start][self.owner]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +109,36 @@ def gleak(case: Case) -> torch.Tensor:
 
 def describe(case: Case) -> LabelPosterior:
     """The posterior of one case; see `label_posterior`."""
-    found = find_shares(case)
-    at_least = proven(case)
-    mass = (found.share + case.k * case.bias_gradient.numpy()).clip(0) + 1e-3
-    noises = [(found.trust / len(LEVELS), e * mass, 0.0) for e in LEVELS]
-    noises.append((1 - found.trust, np.full(case.n, FLOOR * case.k / case.n), UNEVEN))
-    grid = Grid.around(found.share, case.k, at_least)
-    table = marginals(grid, found.share, case.k, noises, at_least, unseen(case))
+    found, least, absent = find_shares(case), proven(case), unseen(case)
+    grid = Grid.around(found.share, case.k, least)
+    sent = case.k * case.bias_gradient.numpy()
+    likelihood, chance = likelihoods(grid, found, case.k, sent, absent)
+    likelihood[:, grid.count < least[grid.owner]] = -np.inf
+    table = marginals(grid, case.k, likelihood, chance)
     cumulative = grid.cumulate(table)
     return LabelPosterior(
-        counts=torch.from_numpy(best_counts(grid, cumulative, case.k, case.bias_gradient.numpy())),
+        counts=torch.from_numpy(best_counts(grid, cumulative, case.k, first=sent)),
         mean=torch.from_numpy(grid.sum(table * grid.count)),
         low=torch.from_numpy(grid.sum(cumulative < 0.05).astype(int)),
         high=torch.from_numpy(grid.sum(cumulative < 0.95).astype(int)),
-        at_least=torch.from_numpy(at_least),
+        at_least=torch.from_numpy(least),
         trust=found.trust,
     )
+
+
+def likelihoods(grid: Grid, found: Shares, k: int, sent, absent) -> tuple[np.ndarray, np.ndarray]:
+    """Log density (A, L) of shares and signs given each count, for A noises; their chances (A,).
+
+    sent: K grad b (N,); absent: `unseen` (N,).
+    """
+    share, count, n = found.share[grid.owner], grid.count, len(found.share)
+    mass = (found.share + sent).clip(0)[grid.owner] + 1e-3
+    errors = [level * mass for level in LEVELS]
+    table = [gamma_log(share + error, count + error, error**2) for error in errors]
+    table.append(flow_log(share, count, k, n, LEAK, FLOOR, UNEVEN))
+    chance = np.array([found.trust / len(LEVELS)] * len(LEVELS) + [1 - found.trust])
+    signs = np.where(absent[grid.owner], np.log(MISSED) * count**FADES, 0.0)
+    return np.array(table)[chance > 0] + signs, chance[chance > 0]
 
 
 def proven(case: Case) -> np.ndarray:
@@ -118,70 +165,35 @@ def unseen(case: Case) -> np.ndarray:
     return (weight.amin(1) >= -1e-6 * weight.abs().max()).numpy()
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The counts that are considered for each class, one class after the other in flat arrays (L,).
+def marginals(grid: Grid, k: int, likelihood: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Posterior (L,) of each count, given log likelihoods (A, L) and that all counts sum to K.
 
-    Each class has a range of its own, so that many classes and many samples fit in memory.
+    Averaged by the evidence over the A noises of the given chances, and over PRIOR. The sum is held
+    in the mean, by one factor exp(t l) for all.
     """
-
-    count: np.ndarray
-    owner: np.ndarray
-    start: np.ndarray  # (N,)
-
-    @classmethod
-    def around(cls, share: np.ndarray, k: int, at_least: np.ndarray) -> "Grid":
-        """From 0 to well above the share."""
-        size = np.minimum(k, np.maximum(4 * share.astype(int) + 40, at_least)) + 1
-        start = np.concatenate([[0], size.cumsum()[:-1]])
-        owner = np.repeat(np.arange(len(share)), size)
-        return cls(np.arange(size.sum()) - start[owner], owner, start)
-
-    def sum(self, values: np.ndarray) -> np.ndarray:
-        """Over the counts of each class: (..., L) -> (..., N)."""
-        return np.add.reduceat(values, self.start, axis=-1)
-
-    def top(self, values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(values, self.start, axis=-1)
-
-    def cumulate(self, table: np.ndarray) -> np.ndarray:
-        """P(count of the owner <= this one) (L,)."""
-        total = np.concatenate([[0], table.cumsum()])
-        return total[1:] - total[self.start][self.owner]
-
-
-def marginals(grid: Grid, shares, k: int, noises, at_least, absent) -> np.ndarray:
-    """Posterior (L,) of each count, given shares (N,) and that all counts sum to K.
-
-    Averaged by the evidence over `noises` (chance, f (N,), w) and over PRIOR. The sum is held in
-    the mean, by one factor exp(t l) for all.
-    """
-    n, count = len(shares), grid.count
-    signs = np.log(MISSED) - FADES * np.log(count.clip(1))
-    signs = np.where(absent[grid.owner] & (count > 0), signs, 0.0)
-    signs[count < at_least[grid.owner]] = -np.inf
-    prior, offset = [], []
-    for alpha, chance in PRIOR.items():
-        prior.append(gammaln(count + alpha) - gammaln(count + 1) - gammaln(alpha))
-        offset.append(np.log(chance) + gammaln(n * alpha) - gammaln(k + n * alpha))
+    n, count = len(grid.start), grid.count
     tables, evidence = [], []
-    for chance, floor, uneven in noises:
-        if chance > 0:
-            likelihood = gamma_log(shares[grid.owner], count, floor[grid.owner], uneven) + signs
-            table, log_z = tilted(grid, likelihood + np.array(prior), k)
-            tables.extend(table)
-            evidence.extend(np.log(chance) + log_z + np.array(offset))
-    weight = np.exp(np.array(evidence) - max(evidence))
-    return np.einsum("a,al->l", weight / weight.sum(), np.array(tables))
+    for alpha, prior_chance in PRIOR.items():
+        prior = gammaln(count + alpha) - gammaln(count + 1) - gammaln(alpha)
+        table, log_z = tilted(grid, likelihood + prior, k)
+        tables.append(table)
+        offset = gammaln(n * alpha) - gammaln(k + n * alpha) + np.log(prior_chance)
+        evidence.append(np.log(chance) + log_z + offset)
+    weight = np.exp(np.array(evidence) - np.max(evidence))
+    return np.einsum("pa,pal->l", weight / weight.sum(), np.array(tables))
 
 
-def gamma_log(share, count, floor, uneven: float):
-    """Log density of a share given the count; see LEVELS for the noise."""
-    mean = count + floor
-    variance = floor**2 + uneven * count**2
+def gamma_log(value, mean, variance):
+    """Log density of a Gamma distribution."""
     shape, scale = mean**2 / variance, variance / mean
-    x = share + floor
-    return (shape - 1) * np.log(x) - x / scale - shape * np.log(scale) - gammaln(shape)
+    return (shape - 1) * np.log(value) - value / scale - shape * np.log(scale) - gammaln(shape)
+
+
+def flow_log(share, count, k: int, n: int, leak: float, floor: float, uneven: float):
+    """Log density of a class's share of the flow given its count; see LEAK for the noise."""
+    mean = (1 - leak) * count + floor * k / n
+    variance = (floor * k / n) ** 2 + uneven * count**2 * (1 - count / k)
+    return gamma_log(share + 0.1 * k / n, mean, variance)
 
 
 def tilted(grid: Grid, log_weight: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

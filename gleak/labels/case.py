@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from gleak.data import Batch
@@ -78,13 +79,19 @@ class Case:
     @cached_property
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Softmax (S, N) and features (S, M) of the aux data, or else of random inputs."""
-        if self.aux is None:
+        if self.aux is not None:
+            return forward_all(self.places, self.aux.images)
+        if self.inputs < FEW:
             return self.zero_shot(self.inputs, self.distribution)
-        return forward_all(self.places, self.aux.images)
+        few = self.few_gaussian if self.distribution == "gaussian" else self.few_natural
+        if self.inputs == FEW:
+            return few
+        more = self.zero_shot(self.inputs - FEW, self.distribution, first=FEW)
+        return torch.cat([few[0], more[0]]), torch.cat([few[1], more[1]])
 
-    def zero_shot(self, num_inputs: int, distribution: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Softmax (S, N) and features (S, M) of random inputs."""
-        images = random_inputs(num_inputs, self.update.input_shape, self.seed, distribution)
+    def zero_shot(self, count: int, distribution: str, first: int = 0) -> tuple[torch.Tensor, ...]:
+        """Softmax (S, N) and features (S, M) of random inputs, numbers `first` and following."""
+        images = random_inputs(count, self.update.input_shape, [self.seed, first], distribution)
         return forward_all(self.places, images)
 
     @cached_property
@@ -138,15 +145,16 @@ def moved(update: Update, place: float) -> Update:
     return replace(update, model=model, gradient=gradient, weights_after=None)
 
 
-def random_inputs(num_inputs: int, shape, seed: int, distribution: str) -> torch.Tensor:
+def random_inputs(count: int, shape, seed: list[int], distribution: str) -> torch.Tensor:
     """Images (S, C, H, W) drawn without any data.
 
     gaussian: each pixel with mean 1/2 and deviation 1/4: about N(0, 1) after the normalisation.
     natural: smooth, as photographs are: an amplitude of 1/f over the frequencies f, with random
     brightness and contrast, in [0, 1].
     """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(num_inputs, *shape, generator=generator)
+    mixed = np.random.SeedSequence(seed).generate_state(1).item()
+    generator = torch.Generator().manual_seed(mixed)
+    noise = torch.randn(count, *shape, generator=generator)
     if distribution == "gaussian":
         return 0.5 + 0.25 * noise
     down, across = (torch.fft.fftfreq(side) for side in shape[1:])
@@ -154,7 +162,7 @@ def random_inputs(num_inputs: int, shape, seed: int, distribution: str) -> torch
     frequency[0, 0] = torch.inf  # the mean is drawn apart
     smooth = torch.fft.ifft2(torch.fft.fft2(noise) / frequency).real
     smooth = smooth / smooth.std((1, 2, 3), keepdim=True).clamp_min(1e-12)
-    brightness, contrast = torch.rand(2, num_inputs, 1, 1, 1, generator=generator)
+    brightness, contrast = torch.rand(2, count, 1, 1, 1, generator=generator)
     return (0.2 + 0.6 * brightness + (0.05 + 0.3 * contrast) * smooth).clamp(0, 1)
 
 

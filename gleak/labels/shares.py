@@ -93,12 +93,15 @@ def unlearned(case: Case) -> float:
 
 
 def alike(softmax: torch.Tensor) -> float:
-    """How much of the Gini impurity of the mean softmax is in each softmax (S, N): 1 if all agree.
+    """How much alike rows of softmax (S, N) are, 1 if they are equal.
 
-    On smooth random inputs networks that have hardly learned stay above 0.97, others below 0.92.
+    The share of the mean softmax's Gini impurity that each row has; on smooth random images it is
+    above 0.97 for networks that have hardly learned, below 0.92 for others. Of rows that differ
+    in more of their norm than they have in common, it is 0: among many classes all are impure.
     """
-    within = 1 - softmax.square().sum(1).mean()
-    return float(within / (1 - softmax.mean(0).square().sum()).clamp_min(1e-30))
+    mean, square = softmax.mean(0).square().sum(), softmax.square().sum(1).mean()
+    impurity = (1 - square) / (1 - mean).clamp_min(1e-30)
+    return float(impurity) * ramp(float(mean / square), 0.45, 0.55)
 
 
 def ramp(value: float, low: float, high: float) -> float:

@@ -24,4 +24,12 @@ document.addEventListener("DOMContentLoaded", () => {
     wipe();
     figure.querySelector(".control").hidden = false;
   }
+  // What scrolls sideways has to be within reach of the keyboard.
+  for (const table of document.querySelectorAll(".bd-content table")) {
+    table.tabIndex = 0;
+  }
+  // The theme's arrows that unfold a part of the contents have no name of their own.
+  for (const arrow of document.querySelectorAll(".bd-sidebar summary")) {
+    arrow.setAttribute("aria-label", "pages below");
+  }
 });

@@ -1,0 +1,68 @@
+"""`gleak` on weights: undo the drift of local training, then read the gradient in closed form.
+
+A FedAvg client sends D, the mean of gradients along its way, where a FedSGD client sends g, the one
+at W0. For any guess x of its images the server can simulate both, D(x) and g(x). Their difference
+depends little on details of the images, so
+
+    g  ~  D + g(x) - D(x),
+
+exactly for the true images, and else with an error of the size of the drift times that of x. From
+this gradient the features of single images follow in closed form, from those come better images,
+and from those a better gradient: a few rounds find images whose simulated weights are the client's.
+Every round costs one simulation and no second derivative.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from gleak.inversion.distances import l2
+from gleak.inversion.update_models import Simulation, equivalent, local_gradient
+from gleak.update import Update
+
+ORDERS = 4  # draws of the unknown order of samples that a simulation is averaged over
+
+
+def undrifted(
+    update: Update,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    update_model: Callable[..., Simulation],
+    seed: int = 0,
+) -> tuple[Update, float]:
+    """The FedSGD update of the same client, as far as a guess of its images tells.
+
+    images (K, C, H, W), labels (K,): the guess. Returned along with the update is the relative
+    distance of the weights that the guess would have led to; 0 for the client's own images.
+
+    Raises MissingKnowledge when the client told no lr, epochs or batch size.
+    """
+    sent = update.equivalent_gradient()
+    gradient = partial(local_gradient, update.model)
+    images = images.to(update.classifier.weight)
+    orders = ORDERS if update.facts["batch_size"] < update.num_samples else 1
+    drifted = [torch.zeros_like(tensor) for tensor in sent.values()]
+    for draw in range(orders):
+        simulation = update_model(update, list(sent), seed + draw)
+        repeated = images.repeat(simulation.copies, 1, 1, 1)
+        learnt = [tensor.requires_grad_() for tensor in simulation.learnt]
+        found = simulation.run(gradient, repeated, labels, *learnt)
+        drifted = [mean + f.detach() / orders for mean, f in zip(drifted, found, strict=True)]
+    at_start = equivalent(update, list(sent), seed).run(gradient, images, labels)
+    corrected = {
+        name: sent[name] + start.detach() - end
+        for name, start, end in zip(sent, at_start, drifted, strict=True)
+    }
+    distance = l2(drifted, list(sent.values())).sqrt().item()
+    return as_gradient(update, corrected), distance
+
+
+def as_gradient(update: Update, gradient: dict[str, torch.Tensor]) -> Update:
+    """A FedSGD update of the same client."""
+    return Update(
+        model=update.model,
+        num_samples=update.num_samples,
+        input_shape=update.input_shape,
+        gradient=gradient,
+    )

@@ -1,0 +1,48 @@
+"""Linear algebra that the closed forms share."""
+
+import torch
+
+
+def double(layer, inputs: torch.Tensor) -> torch.Tensor:
+    """The layer's output in float64."""
+    state = {name: value.double() for name, value in layer.state_dict().items()}
+    return torch.func.functional_call(layer, state, (inputs.double(),))
+
+
+def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The slope at a linear layer's input from the one at its output."""
+    inputs = torch.zeros_like(inputs).requires_grad_()
+    return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
+
+
+def separate(mixed: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
+    """Combinations (K, K) that undo a mixture: each row makes mixed (D, K) zero in many places.
+
+    Behind ReLU about half of the values of each source are zero, and a wrong mixture has no zeros
+    but those by design: draw K - 1 rows, find the combination that is zero there, and keep those
+    that are zero on most others (Dimitrov et al. 2024, SPEAR). The draws that this takes double
+    with each source. Raises ArithmeticError when fewer than K are found.
+    """
+    if size == 1:
+        return mixed.new_ones(1, 1)
+    norms = mixed.norm(dim=1)
+    rows = mixed[norms > 1e-6 * norms.max()]
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    draws = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(rows), (200 * 2**size, size - 1), generator=draws)
+    combinations = torch.linalg.svd(rows[chosen], full_matrices=True).Vh[:, -1]
+    some = rows[torch.randperm(len(rows), generator=draws)[:1000]]
+    zeros = ((combinations @ some.T).abs() < 1e-4).sum(1)
+    found = combinations[:0]
+    for combination in combinations[zeros.argsort(descending=True)]:  # mixtures of two have fewer
+        candidate = torch.cat([found, combination[None]])
+        if torch.linalg.svdvals(candidate)[-1] < 1e-3:
+            continue
+        for tolerance in (1e-4, 1e-5):  # all its zeros tell the combination better than K - 1
+            near = rows[(rows @ combination).abs() < tolerance]
+            if len(near) >= size:
+                combination = torch.linalg.svd(near.T @ near).Vh[-1]
+        found = torch.cat([found, combination[None]])
+        if len(found) == size:
+            return found
+    raise ArithmeticError(f"only {len(found)} of {size} sources could be told apart")
