@@ -1,5 +1,6 @@
 """One experiment over a grid of settings: a tidy frame, and nothing finished is lost or redone."""
 
+import dis
 import hashlib
 import inspect
 import itertools
@@ -119,4 +120,7 @@ def content_of(name: str, value):
 def names_in(code: types.CodeType) -> set[str]:
     """The global names that a code object and those inside it read."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*(names_in(one) for one in inner))
+    read = {
+        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    return read.union(*(names_in(one) for one in inner))

@@ -51,7 +51,11 @@ def reads_an_object():
     return {"x": OBJECT is None}
 
 
-OBJECT = object()
+def has_an_attribute_of_that_name():
+    return {"x": hasattr(note, "OBJECT") or torch.ones(1).mean()}
+
+
+OBJECT = mean = object()
 
 
 def test_product():
@@ -115,3 +119,4 @@ def test_what_cannot_be_kept_or_told_apart_is_refused():
         run_grid(returns_tensor, [{}])
     with pytest.raises(TypeError, match="reads OBJECT, a object"):
         run_grid(reads_an_object, [{}])
+    assert run_grid(has_an_attribute_of_that_name, [{}])["x"].item() == 1
