@@ -57,6 +57,8 @@ def test_pictures_are_there_and_have_words(pages):
     for chapter in chapters.chapters():
         assert named(pages, f"{chapter}.html").select("article figure img")
     for file, page in pages.items():
+        if file.stem == "py-modindex":  # Sphinx's own, its pictures are + and -
+            continue
         for image in page.select("article img"):
             assert image["alt"].endswith("."), (file, image["alt"])
             assert len(image["alt"].split()) > 5, (file, image["alt"])
