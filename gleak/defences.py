@@ -25,27 +25,14 @@ from gleak.update import Update, as_sent, batch_norm_mode
 Message = dict[str, torch.Tensor]
 
 
-def message(update: Update) -> Message:
-    """What is sent, parameter name -> tensor: the gradient, or the change W_T - W_0."""
-    if update.gradient is not None:
-        return dict(update.gradient)
-    before = dict(update.model.named_parameters())
-    return {name: after - before[name].detach() for name, after in update.weights_after.items()}
-
-
-def norm(update: Update) -> float:
-    """The L2 norm of what is sent, over all parameters."""
-    return sum(tensor.double().square().sum() for tensor in message(update).values()).item() ** 0.5
-
-
 def clip(update: Update, max_norm: float) -> Update:
     """Scale what is sent down to an L2 norm of at most `max_norm` (McMahan et al. 2018).
 
     Raises ValueError unless max_norm > 0.
     """
     check(0 < max_norm < math.inf, f"max_norm must be positive; got {max_norm}")
-    factor = min(1.0, max_norm / max(norm(update), 1e-30))
-    return replaced(update, {name: factor * tensor for name, tensor in message(update).items()})
+    factor = min(1.0, max_norm / max(update.norm(), 1e-30))
+    return replaced(update, {name: factor * tensor for name, tensor in update.message().items()})
 
 
 def add_noise(update: Update, std: float, *, seed: int) -> Update:
@@ -60,7 +47,7 @@ def add_noise(update: Update, std: float, *, seed: int) -> Update:
         update,
         {
             name: tensor + std * torch.randn(tensor.shape, generator=draws).to(tensor)
-            for name, tensor in message(update).items()
+            for name, tensor in update.message().items()
         },
     )
 
@@ -72,7 +59,7 @@ def prune(update: Update, share: float) -> Update:
     Heafield 2017). Raises ValueError for a share that is not in [0, 1).
     """
     check(0 <= share < 1, f"share must be in [0, 1); got {share}")
-    sent = message(update)
+    sent = update.message()
     sizes = torch.cat([tensor.abs().flatten() for tensor in sent.values()])
     dropped = int(share * len(sizes) + 1e-9)  # without the error of 0.29 * 100
     kept = torch.ones_like(sizes, dtype=torch.bool)
@@ -95,7 +82,7 @@ def quantise(update: Update, bits: int = 8) -> Update:
     check(bits in range(2, 17), f"bits must be a whole number from 2 to 16; got {bits}")
     levels = 2 ** (bits - 1) - 1
     rounded = {}
-    for name, tensor in message(update).items():
+    for name, tensor in update.message().items():
         step = (tensor.abs().max() / levels).clamp_min(torch.finfo(tensor.dtype).tiny)
         rounded[name] = (tensor / step).round() * step
     return replaced(update, rounded)
@@ -103,7 +90,7 @@ def quantise(update: Update, bits: int = 8) -> Update:
 
 def sign(update: Update) -> Update:
     """Send signs alone, times the mean size of each tensor (Karimireddy et al. 2019)."""
-    sent = message(update)
+    sent = update.message()
     return replaced(update, {name: t.sign() * t.abs().mean() for name, t in sent.items()})
 
 
@@ -113,7 +100,7 @@ def cast(update: Update, dtype: torch.dtype) -> Update:
     Raises ValueError for a dtype that is no floating point format.
     """
     check(dtype.is_floating_point, f"{dtype} is not a floating point format")
-    sent = message(update)
+    sent = update.message()
     return replaced(update, {name: tensor.to(dtype).to(tensor) for name, tensor in sent.items()})
 
 
@@ -134,7 +121,7 @@ def aggregate(updates: Sequence[Update]) -> Update:
             (other.gradient is None) == (first.gradient is None)
             and other.num_samples == first.num_samples
             and other.facts == first.facts
-            and message(other).keys() == message(first).keys()
+            and other.message().keys() == first.message().keys()
         )
         check(same, "the updates differ in kind, number of samples, facts or parameters")
         theirs = other.model.state_dict()
@@ -142,7 +129,7 @@ def aggregate(updates: Sequence[Update]) -> Update:
             torch.equal(value, theirs[name]) for name, value in weights.items()
         )
         check(same, "the updates are of different models")
-    messages = [message(update) for update in updates]
+    messages = [update.message() for update in updates]
     mean = {name: torch.stack([m[name] for m in messages]).mean(0) for name in messages[0]}
     facts = dict(first.facts)
     if "batch_size" in facts:

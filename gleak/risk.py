@@ -99,8 +99,8 @@ def headless(update: Update) -> Update:
 
 def noise(update: Update, strength: float, seed: int) -> Update:
     """Gaussian noise whose norm is `strength` times that of what is sent."""
-    size = sum(tensor.numel() for tensor in defences.message(update).values())
-    return defences.add_noise(update, strength * defences.norm(update) / size**0.5, seed=seed)
+    size = sum(tensor.numel() for tensor in update.message().values())
+    return defences.add_noise(update, strength * update.norm() / size**0.5, seed=seed)
 
 
 def usual_defences(seed: int) -> dict[str, Callable[[Update], Update]]:
@@ -117,7 +117,7 @@ def usual_defences(seed: int) -> dict[str, Callable[[Update], Update]]:
 
 def kept(defended: Update, plain: Update) -> float:
     """How much of an update's direction is left: the cosine of the angle to the plain one."""
-    ours, theirs = defences.message(defended), defences.message(plain)
+    ours, theirs = defended.message(), plain.message()
     a = torch.cat([tensor.flatten() for tensor in theirs.values()])
     b = torch.cat([ours.get(name, torch.zeros_like(t)).flatten() for name, t in theirs.items()])
     return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()

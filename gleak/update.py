@@ -109,8 +109,7 @@ class Update:
         if self.gradient is not None:
             return dict(self.gradient)
         (lr,) = self.told("lr")
-        steps, momentum = self.local_steps, self.facts.get("momentum", 0.0)
-        weight = sum(momentum**later * (steps - later) for later in range(steps))
+        weight = weight_of_steps(self.local_steps, self.facts.get("momentum", 0.0))
         before = dict(self.model.named_parameters())
         return {
             name: (before[name].detach() - after) / (lr * weight)
@@ -139,15 +138,24 @@ class Update:
             hook.remove()
         return features[-1], logits
 
+    def message(self) -> dict[str, torch.Tensor]:
+        """What was sent, parameter name -> tensor: the gradient, or the change WT - W0."""
+        if self.gradient is not None:
+            return dict(self.gradient)
+        before = dict(self.model.named_parameters())
+        return {name: after - before[name].detach() for name, after in self.weights_after.items()}
+
+    def norm(self) -> float:
+        """The L2 norm of the message, over all parameters."""
+        return (
+            sum(t.detach().double().square().sum() for t in self.message().values()).item() ** 0.5
+        )
+
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
+        kind, what = "FedAvg", "WT - W0   "
         if self.gradient is not None:
-            kind, what, sent = "FedSGD", "gradient  ", self.gradient
-        else:
-            before = dict(self.model.named_parameters())
-            kind, what = "FedAvg", "WT - W0   "
-            sent = {name: after - before[name] for name, after in self.weights_after.items()}
-        norm = sum(tensor.detach().double().square().sum() for tensor in sent.values()) ** 0.5
+            kind, what = "FedSGD", "gradient  "
         shape = "x".join(map(str, self.input_shape))
         facts = ", ".join(f"{name} = {value:g}" for name, value in self.facts.items())
         layer = self.classifier
@@ -159,7 +167,7 @@ class Update:
                 f"  classifier  {layer.name!r}: {layer.weight.shape[1]} features, "
                 f"{self.num_classes} classes, {bias}",
                 f"  batch norm  {batch_norm_mode(self.model)}",
-                f"  {what}  {len(sent)} tensors, norm {norm:.4g}",
+                f"  {what}  {len(self.message())} tensors, norm {self.norm():.4g}",
                 f"  samples     {self.num_samples} of shape {shape}",
                 f"  told        {facts or 'nothing else'}",
                 "  hidden      images, labels, their order",
@@ -305,6 +313,11 @@ def as_sent(model: nn.Module, training: bool) -> nn.Module:
 def is_dropout(module: nn.Module) -> bool:
     """Whether the layer drops something at random while training."""
     return isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth))
+
+
+def weight_of_steps(steps: int, momentum: float) -> float:
+    """How much the gradients of all local steps weigh in W0 - WT: their number, for plain SGD."""
+    return sum(momentum**later * (steps - later) for later in range(steps))
 
 
 def batch_norm_mode(model: nn.Module) -> str:

@@ -57,7 +57,7 @@ def html(tmp_path_factory):
     return pages
 
 
-SOURCE = """---
+HEADER = """---
 kernelspec:
   name: python3
   display_name: Python 3
@@ -66,7 +66,10 @@ kernelspec:
 
 # A chapter
 
-```{code-cell} ipython3
+"""
+SOURCE = (
+    HEADER
+    + """```{code-cell} ipython3
 :tags: [parameters]
 
 size = 3
@@ -79,6 +82,7 @@ print([name * size for name in names])
 assert size < 10, "too large"
 ```
 """
+)
 
 
 @pytest.fixture

@@ -10,20 +10,14 @@ import time
 import pandas as pd
 import pytest
 import yaml
+from conftest import HEADER
 
 from gleak import chapters, sweep
 from gleak.chapters import ChapterError
 
-SOURCE = """---
-kernelspec:
-  name: python3
-  display_name: Python 3
-  language: python
----
-
-# A chapter
-
-```{code-cell} ipython3
+SOURCE = (
+    HEADER
+    + """```{code-cell} ipython3
 :tags: [parameters]
 
 size = 3
@@ -56,6 +50,7 @@ glue("share", float("nan") if seed else 0.5)
 glue("word", "a" * size)
 ```
 """
+)
 
 
 @pytest.fixture

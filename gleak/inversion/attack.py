@@ -107,6 +107,14 @@ def check_known(what: str, value: str, known) -> None:
         raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
+def coarse_to_fine(attack: Attack, *shares: float) -> Attack:
+    """The attack in stages, one for each share of the resolution, in this order."""
+    stage = None
+    for share in reversed(shares):
+        stage = dataclasses.replace(attack, resolution=share, then=stage)
+    return stage
+
+
 # The closed form gives activations of single images; images follow by matching those.
 # Behind ReLU and max-pooling that is a search among many minima: large signed steps that shrink.
 GLEAK_FEATURES = Attack(
@@ -142,34 +150,19 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
     )
 # Deep inside a residual network, and on larger images, the search gets stuck in detail that is
 # wrong in the large: coarse images first.
-GLEAK_COARSE = None
-for share in (1, 0.5, 0.25):  # last stage first
-    GLEAK_COARSE = Attack(
-        reference="this study",
-        match=0,
-        features=1,
-        tv=0.5,
-        tv_end=0.1,
-        lr=0.05,
-        schedule="cosine",
-        start="gray",
-        resolution=share,
-        iterations=150,
-        then=GLEAK_COARSE,
-    )
+GLEAK_COARSE = coarse_to_fine(
+    dataclasses.replace(GLEAK_FEATURES, lr=0.05, start="gray", iterations=150), 0.25, 0.5, 1
+)
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
-GLEAK_GRADIENT = None
-for share in (1, 0.5, 0.25, 0.125):  # last stage first
-    GLEAK_GRADIENT = Attack(
-        reference="this study",
-        tv=0.02,
-        lr=0.05,
-        schedule="cosine",
-        start="gray",
-        resolution=share,
-        iterations=150,
-        then=GLEAK_GRADIENT,
-    )
+GLEAK_GRADIENT = coarse_to_fine(
+    Attack(
+        reference="this study", tv=0.02, lr=0.05, schedule="cosine", start="gray", iterations=150
+    ),
+    0.125,
+    0.25,
+    0.5,
+    1,
+)
 
 DLG = Attack(
     reference="Deep Leakage from Gradients (Zhu et al. 2019)",

@@ -13,6 +13,7 @@ Every round costs one simulation and no second derivative.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -60,9 +61,4 @@ def undrifted(
 
 def as_gradient(update: Update, gradient: dict[str, torch.Tensor]) -> Update:
     """A FedSGD update of the same client."""
-    return Update(
-        model=update.model,
-        num_samples=update.num_samples,
-        input_shape=update.input_shape,
-        gradient=gradient,
-    )
+    return replace(update, gradient=gradient, weights_after=None)

@@ -82,8 +82,13 @@ def invert(
     settings = settings_of(attack, overrides)
     peeled = None
     if attack == "gleak" and update_model is not equivalent:
+        if snapshots or statistics or precision:
+            raise ValueError(
+                "gleak on weights works in rounds of its own and takes no snapshots, statistics or "
+                'precision; other attacks do, and so does update_model="equivalent"'
+            )
         try:
-            return undrift(update, counts, update_model, seed, progress, compile, start, overrides)
+            return undrift(update, labels, update_model, seed, progress, compile, start, overrides)
         except MissingKnowledge:
             pass  # no closed form for this network or batch: match through the update model
     elif settings.features or attack == "gleak":
@@ -127,7 +132,7 @@ ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the equations of the closed form may fit while there is drift left
 
 
-def undrift(update, counts, update_model, seed, progress, compile, start, overrides) -> Inversion:
+def undrift(update, labels, update_model, seed, progress, compile, start, overrides) -> Inversion:
     """`gleak` on the weights of a FedAvg client, in rounds: see `drift`.
 
     The first images are those with the features of the equivalent gradient. Where the drift is too
@@ -136,10 +141,10 @@ def undrift(update, counts, update_model, seed, progress, compile, start, overri
 
     Raises MissingKnowledge where there is no closed form at all.
     """
+    counts = torch.bincount(labels, minlength=update.num_classes)
     flat = as_gradient(update, update.equivalent_gradient())
     layers = tuple(chain(update.model))
     image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
-    labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     best, nearest, histories, left = None, torch.inf, [], None
     settled = last = False
     while not last:
@@ -207,10 +212,7 @@ def settings_of(attack: str, overrides: Mapping[str, float | str]) -> Attack:
 
 
 def replace_all(attack: Attack, overrides: Mapping[str, float | str]) -> Attack:
-    """The attack with settings replaced, in all its stages.
-
-    Iterations are shared out as the attack's own are.
-    """
+    """The attack with settings replaced, in all its stages; iterations are shared out evenly."""
     stages, overrides = stages_of(attack), dict(overrides)
     if "iterations" in overrides:
         if overrides["iterations"] < 1:

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gleak.client import local_batches
-from gleak.update import MissingKnowledge, Update
+from gleak.update import MissingKnowledge, Update, weight_of_steps
 
 Tensors = Sequence[torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -221,9 +221,7 @@ def observed(update: Update) -> tuple[Weights, bool]:
     try:
         return update.equivalent_gradient(), True
     except MissingKnowledge:
-        before = dict(update.model.named_parameters())
-        after = update.weights_after
-        return {name: before[name].detach() - after[name] for name in after}, False
+        return {name: -change for name, change in update.message().items()}, False
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -321,11 +319,6 @@ def between(before: Weights, after: Weights, share) -> Weights:
 
 def a_number(update: Update, value: float) -> torch.Tensor:
     return torch.tensor(value).to(update.classifier.weight)
-
-
-def weight_of_steps(steps: int, momentum: float) -> float:
-    """How much the gradients of all steps weigh in W0 - WT: their number, for plain SGD."""
-    return sum(momentum**later * (steps - later) for later in range(steps))
 
 
 def merge_epochs(images: torch.Tensor, copies: int, labels: torch.Tensor) -> torch.Tensor:
