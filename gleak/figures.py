@@ -170,7 +170,7 @@ def dots(
             axis.grid(axis="y", color="0.92", linewidth=0.8)
         axes[0, 0].set_yticks(range(len(rows)), rows)
         axes[0, 0].invert_yaxis()
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     alt = (
         f"Dots with ranges for {', '.join(map(str, rows))}, by {', '.join(map(str, kinds))}: "
         f"{', '.join(map(str, panels))}. {summary}"

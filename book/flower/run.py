@@ -25,7 +25,9 @@ HERE = Path(__file__).parent
 def federated_round(folder: Path, limit: float = 300) -> None:
     """Run the Flower app of this folder with one client; what it keeps goes to `folder`/kept."""
     link, node = free_port(), free_port()
+    tools = Path(sys.executable).parent
     environment = os.environ | {
+        "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", os.defpath)]),  # its helpers
         "FLWR_HOME": str(folder),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -38,7 +40,6 @@ def federated_round(folder: Path, limit: float = 300) -> None:
     client = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"]
     client += [*address, "--port", str(node)]
     submit = ["flwr", "run", HERE, "here", "--stream", "--run-config", f'keep="{folder}/kept"']
-    tools = Path(sys.executable).parent
     with (folder / "log").open("w") as log:
 
         def start(name, *arguments):
