@@ -38,8 +38,8 @@ book: setup  ## build the book from the committed notebooks
 pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book then links it
 	$(VENV) -m gleak.cli pdf
 
-test: setup lint  ## run all tests: package, chapters' outputs, book
-	$(VENV) -m pytest --numprocesses 2
+test: setup lint  ## run all tests: package, chapters on other data and as committed, book
+	$(VENV) -m pytest --numprocesses 2 -m "slow or not slow"
 	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
 		--override-ini addopts= --override-ini filterwarnings= notebooks
 	$(VENV) -m gleak.cli book

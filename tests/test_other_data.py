@@ -1,6 +1,6 @@
 """Every chapter that takes a data set, at its smallest, on gray images and on a folder of images.
 
-Slow, so only on request: pytest -m slow.
+Slow, so not with plain pytest: make test runs them, or pytest -m slow.
 """
 
 import nbformat
