@@ -62,3 +62,9 @@ def test_without_a_closed_form_the_update_model_is_matched(batch):
     )
     assert "distance_of_weights" not in result.history
     assert len(result.history) == 8
+
+
+def test_what_rounds_cannot_take_is_refused(batch):
+    update = gleak.fedavg(gleak.build_model("convnet", batch), batch, epochs=2)
+    with pytest.raises(ValueError, match="takes no snapshots, statistics or precision"):
+        gleak.invert(update, batch.label_counts, "gleak", update_model="unrolled", snapshots=[0])

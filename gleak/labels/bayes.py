@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy.special import gammaln
 
-from gleak.labels.case import Case
+from gleak.labels.case import FEW, Case
 from gleak.labels.shares import Shares, find_shares
 from gleak.update import Update
 
@@ -99,7 +99,7 @@ def label_posterior(update: Update, *, seed: int = 0, along: str = "start") -> L
 
     Raises MissingKnowledge when the classifier has no bias.
     """
-    return describe(Case(update, seed=seed, along=along))
+    return describe(Case(update, seed=seed, inputs=FEW, along=along))
 
 
 def gleak(case: Case) -> torch.Tensor:
