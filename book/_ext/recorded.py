@@ -251,7 +251,8 @@ def add_card(app, doctree) -> None:
     objectives = next(node for node in section.children if isinstance(node, nodes.paragraph))
     if not any(isinstance(child, nodes.strong) for child in objectives.children):
         raise ExtensionError(f"{chapter} has to begin with **What you will see.**")
-    card = nodes.container(classes=["chapter-card"])
+    # The index points at this paragraph: its anchor goes to the card.
+    card = nodes.container(classes=["chapter-card"], ids=objectives["ids"])
     for child in objectives.children:
         if isinstance(child, nodes.strong):
             card += nodes.paragraph()
