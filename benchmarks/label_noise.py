@@ -41,7 +41,7 @@ def fit() -> tuple[float, ...]:
         count.append(truth.double().numpy())
         k.append(np.full(case.n, case.k))
         n.append(np.full(case.n, case.n))
-        unseen.append(bayes.unseen(case))
+        unseen.append(case.unseen)
     share, count, k, n, unseen = map(np.concatenate, (share, count, k, n, unseen))
 
     def noise(logs):

@@ -9,15 +9,18 @@ from gleak.labels import bayes, rules
 from gleak.labels.bayes import LabelPosterior, label_posterior
 from gleak.labels.case import DISTRIBUTIONS, PATH, Case
 from gleak.labels.rounding import largest_remainder
+from gleak.labels.single import Singles, single_images
 from gleak.update import MissingKnowledge, Update
 
 __all__ = [
     "LabelPosterior",
+    "Singles",
     "label_posterior",
     "compare_labels",
     "largest_remainder",
     "list_label_methods",
     "restore_labels",
+    "single_images",
 ]
 
 METHODS = {

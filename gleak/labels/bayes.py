@@ -3,7 +3,8 @@
 `find_shares` reads from the gradient what share of the batch each class seems to have. Here the
 shares become a posterior over whole counts: a Dirichlet prior of unknown skew, a noise model for
 the shares, and what the signs of the gradient prove. Where the gradient says nothing, the prior is
-left, and with it the guess of K/N for each class.
+left, and with it the guess of K/N for each class. Where counts stay open and the batch is smaller
+than the number of classes, `single` finds its images one by one, and their labels count.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from scipy.special import gammaln
 
 from gleak.labels.case import FEW, Case
 from gleak.labels.shares import Shares, find_shares
-from gleak.update import Update
+from gleak.labels.single import find_singles
+from gleak.update import MissingKnowledge, Update
 
 # Dirichlet prior over counts, concentration -> chance: labels drawn evenly (the K/N guess), or of
 # unknown skew. Batches far from even say so by their signs and shares.
@@ -72,7 +74,7 @@ class LabelPosterior:
 
     counts: whole numbers that sum to K, the best in expected instance accuracy.
     mean, low, high: posterior mean and the interval that holds the count with 90 % probability.
-    at_least: what the signs of the gradient prove to be there.
+    at_least: what the signs of the gradient prove to be there, and the images found one by one.
     certain: whether the interval is a single number.
     trust: 1 where the gradient gives the counts directly, 0 where it gives only shares of a flow.
     """
@@ -109,10 +111,24 @@ def gleak(case: Case) -> torch.Tensor:
 
 def describe(case: Case) -> LabelPosterior:
     """The posterior of one case; see `label_posterior`."""
-    found, least, absent = find_shares(case), proven(case), unseen(case)
+    found, least = find_shares(case), proven(case)
+    posterior = posterior_of(case, found, least)
+    if not posterior.certain.all():
+        try:
+            labels = find_singles(case).labels
+        except MissingKnowledge:
+            return posterior
+        least = np.maximum(least, np.bincount(labels, minlength=case.n))
+        if least.sum() <= case.k:
+            posterior = posterior_of(case, found, least)
+    return posterior
+
+
+def posterior_of(case: Case, found: Shares, least: np.ndarray) -> LabelPosterior:
+    """The posterior, given the shares and the least count (N,) of each class."""
     grid = Grid.around(found.share, case.k, least)
     sent = case.k * case.bias_gradient.numpy()
-    likelihood, chance = likelihoods(grid, found, case.k, sent, absent)
+    likelihood, chance = likelihoods(grid, found, case.k, sent, case.unseen)
     likelihood[:, grid.count < least[grid.owner]] = -np.inf
     table = marginals(grid, case.k, likelihood, chance)
     cumulative = grid.cumulate(table)
@@ -129,7 +145,7 @@ def describe(case: Case) -> LabelPosterior:
 def likelihoods(grid: Grid, found: Shares, k: int, sent, absent) -> tuple[np.ndarray, np.ndarray]:
     """Log density (A, L) of shares and signs given each count, for A noises; their chances (A,).
 
-    sent: K grad b (N,); absent: `unseen` (N,).
+    sent: K grad b (N,); absent: `Case.unseen` (N,).
     """
     share, count, n = found.share[grid.owner], grid.count, len(found.share)
     mass = (found.share + sent).clip(0)[grid.owner] + 1e-3
@@ -153,16 +169,8 @@ def proven(case: Case) -> np.ndarray:
     least = torch.ceil(-case.k * bias - 1e-4 * case.k * bias.abs().max()).clamp_min(0)
     least = least.long().numpy()
     if case.non_negative:
-        least = np.maximum(least, ~unseen(case))
+        least = np.maximum(least, ~case.unseen)
     return least if least.sum() <= case.k else np.zeros_like(least)
-
-
-def unseen(case: Case) -> np.ndarray:
-    """Classes (N,) without a negative entry in their row of grad W: most likely absent."""
-    weight = case.weight_gradient
-    if not case.non_negative:
-        return np.zeros(case.n, dtype=bool)
-    return (weight.amin(1) >= -1e-6 * weight.abs().max()).numpy()
 
 
 def marginals(grid: Grid, k: int, likelihood: np.ndarray, chance: np.ndarray) -> np.ndarray:

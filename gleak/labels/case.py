@@ -125,6 +125,17 @@ class Case:
         features = self.few_gaussian[1]
         return bool(features.min() >= -1e-6 * features.abs().max())
 
+    @cached_property
+    def unseen(self) -> np.ndarray:
+        """Classes (N,) without a negative entry in their row of grad W: most likely absent.
+
+        Where features can be negative no row tells, and all are False.
+        """
+        if not self.non_negative:
+            return np.zeros(self.n, dtype=bool)
+        lowest = self.weight_gradient.amin(1)
+        return (lowest >= -1e-6 * self.weight_gradient.abs().max()).numpy()
+
     def need_non_negative(self) -> None:
         """Raise ValueError where the classifier's inputs can be negative."""
         if not self.non_negative:

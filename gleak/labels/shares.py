@@ -49,6 +49,11 @@ class LastLayer:
     bias: torch.Tensor
     signed: bool
 
+    @classmethod
+    def of(cls, case: Case) -> "LastLayer":
+        gradient, bias_gradient = case.k * case.weight_gradient, case.k * case.bias_gradient
+        return cls(gradient, bias_gradient, case.weight, case.bias, not case.non_negative)
+
     def clamp(self, embeddings: torch.Tensor) -> torch.Tensor:
         return embeddings if self.signed else embeddings.clamp_min(0)
 
@@ -66,13 +71,7 @@ class LastLayer:
 def find_shares(case: Case) -> Shares:
     """The shares of `tied` where the network is unsure, those of `flows` where it is not."""
     k, trust = case.k, unlearned(case)
-    layer = LastLayer(
-        k * case.weight_gradient,
-        k * case.bias_gradient,
-        case.weight,
-        case.bias,
-        signed=not case.non_negative,
-    )
+    layer = LastLayer.of(case)
     share = np.zeros(case.n)
     for part, method in ((trust, unsure), (1 - trust, flows)):
         if part:

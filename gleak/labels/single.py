@@ -1,0 +1,287 @@
+"""Images told apart in the last layer's gradient, one by one: label, softmax and features of each.
+
+The gradient is a sum of rank-one terms, K grad [W b] = sum_k v_k o_k^T with v_k = p_k - y_k, and
+the features o_k end in a one, for the bias. With fewer images than classes its row space holds
+every o_k and its column space every v_k, and no more than they span.
+
+Behind a ReLU features are never negative and often zero. The vectors of the row space that are
+never negative form a cone, and features with zeros where others have none lie on its edges: linear
+programs find them. Their softmax then says which class is missing in v.
+
+Whatever the features are, they can be solved for. For each class n, o = V d in the row space whose
+own softmax fits into the column space,
+
+    softmax([W b] o) - e_n  in  span(U),      where K grad [W b] = U S V^T,
+
+is N - 1 - K equations for K numbers d. Two more hold for every image of the batch: its last feature
+is one, and c^T S^-1 d = 1 for c = U^T v, as the terms have to sum to S.
+
+Neither way needs counts or data, and both work at any stage of training. What is found is taken
+from the gradient, and the rest is easier to find. An image that the network knows to seven digits,
+though, has left nothing in a gradient of seven digits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares, linprog, nnls
+from scipy.special import softmax
+
+from gleak.labels.case import FEW, Case
+from gleak.labels.shares import LastLayer
+from gleak.update import MissingKnowledge, Update
+
+MOST = 32  # images; more take too long
+STARTS = 24  # of the search, and three more for each image
+CLEAR = 0.03  # a term is told from noise if that could change it by no more than this part
+LOOSE = 0.01  # how far features from linear programs may be off
+SAME = 0.02  # relative distance of features below which two solutions are one
+
+
+@dataclass(frozen=True, eq=False)
+class Singles:
+    """Images found in the gradient of a batch, m of them, in ascending order of their labels.
+
+    labels (m,); features (m, M); softmax (m, N), in float64. complete: whether they make up the
+    whole gradient, so that m = K and nothing is left to find.
+    """
+
+    labels: torch.Tensor
+    features: torch.Tensor
+    softmax: torch.Tensor
+    complete: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """One image: its label, features (M + 1,) with the one at the end, and softmax (N,)."""
+
+    label: int
+    features: np.ndarray
+    softmax: np.ndarray
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """v = p - y (N,)."""
+        return self.softmax - np.eye(len(self.softmax))[self.label]
+
+
+def single_images(update: Update, *, seed: int = 0) -> Singles:
+    """The images of a batch that its gradient gives away one by one.
+
+    Raises MissingKnowledge for several local steps, without the gradients of the classifier's
+    weight and bias, for as many images as classes or more, and for more than 32.
+    """
+    return find_singles(Case(update, seed=seed, inputs=FEW))
+
+
+def find_singles(case: Case) -> Singles:
+    """See `single_images`."""
+    if case.update.local_steps > 1:
+        raise MissingKnowledge("images come one by one from the gradient of a single step only")
+    if case.k > min(case.n - 1, MOST):
+        raise MissingKnowledge(
+            f"one by one come fewer images than classes, and {MOST} at most; "
+            f"here are {case.k} images and {case.n} classes"
+        )
+    scale = float(case.few_gaussian[1].square().mean().sqrt().clamp_min(1e-12))
+    gradient = torch.cat([case.weight_gradient, scale * case.bias_gradient[:, None]], 1)
+    weight = torch.cat([case.weight, case.bias[:, None] / scale], 1)
+    whole = Terms(case.k * gradient.cpu().numpy(), weight.detach().cpu().numpy(), scale, case.k)
+    draws = np.random.default_rng(case.seed)
+    found = []
+    while len(found) < case.k:
+        rest = whole.without(found)
+        both = whole.chosen(found + rest.solutions(case, draws))
+        if len(both) <= len(found):
+            break
+        found = both
+    found.sort(key=lambda single: single.label)
+
+    def stacked(rows, length):
+        return torch.from_numpy(np.array(rows).reshape(len(found), length))
+
+    return Singles(
+        torch.tensor([single.label for single in found], dtype=torch.long),
+        stacked([single.features[:-1] for single in found], weight.shape[1] - 1),
+        stacked([single.softmax for single in found], case.n),
+        complete=len(found) == case.k and whole.explained_by(found),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """A sum of at most `most` rank-one terms v o^T, (N, M + 1), and the classifier [W, b / scale].
+
+    The last feature of every image is `scale` in place of one: as large as the others.
+    noise: how large a term rounding alone could make.
+    """
+
+    gradient: np.ndarray
+    weight: np.ndarray
+    scale: float
+    most: int
+    given_noise: float | None = None
+
+    @cached_property
+    def decomposition(self) -> tuple[np.ndarray, ...]:
+        """U (N, r), S (r,), V^T (r, M + 1), of what is larger than noise."""
+        left, values, right = np.linalg.svd(self.gradient, full_matrices=False)
+        rank = int((values[: self.most] > 3 * self.noise).sum())
+        return left[:, :rank], values[:rank], right[:rank]
+
+    @cached_property
+    def noise(self) -> float:
+        if self.given_noise is not None:
+            return self.given_noise
+        values = np.linalg.svd(self.gradient, compute_uv=False)
+        return max([1e-8 * values[0], *values[self.most : self.most + 1]])
+
+    def without(self, found: list[Single]) -> "Terms":
+        """What is left of the sum."""
+        terms = sum(np.outer(single.wrong, single.features) for single in found)
+        return Terms(
+            self.gradient - terms, self.weight, self.scale, self.most - len(found), self.noise
+        )
+
+    def explained_by(self, found: list[Single]) -> bool:
+        return np.linalg.norm(self.without(found).gradient) < 0.02 * np.linalg.norm(self.gradient)
+
+    def chosen(self, candidates: list[Single]) -> list[Single]:
+        """Those whose terms sum to this one, each as often as it takes: c d^T weighted sum to S."""
+        left, values, right = self.decomposition
+        if not candidates:
+            return []
+        root = np.sqrt(values)
+        terms = [  # all of size one, however little an image has left
+            np.outer(left.T @ single.wrong / root, right @ single.features / root).ravel()
+            for single in candidates
+        ]
+        times, _ = nnls(np.array(terms).T, np.eye(len(root)).ravel(), maxiter=1000)
+        counted = zip(candidates, times.round().astype(int), strict=True)
+        return [single for single, count in counted for _ in range(count)]
+
+    def solutions(self, case: Case, draws: np.random.Generator) -> list[Single]:
+        """Different images that this sum may hold, from edges of the cone, or from guesses."""
+        right = self.decomposition[2]
+        if not len(right):
+            return []
+        found = []
+        zeros = case.non_negative and bool((case.few_gaussian[1] == 0).any())
+        starts = self.edges(draws) if zeros else guesses(case, self.scale, draws)
+        for features, label in starts:
+            single = self.solved(right @ features, label)
+            if single and not any(near(single.features, other.features) for other in found):
+                found.append(single)
+        return found
+
+    def edges(self, draws: np.random.Generator) -> Iterator[tuple[np.ndarray, int]]:
+        """Edges of the cone of features that are never negative, each with its likeliest label.
+
+        A linear program with a random objective ends at an edge, cut where the last feature is one.
+        The features that are zero there, if they are many, say exactly where it runs.
+        """
+        _, values, right = self.decomposition
+        used = right[:, np.linalg.norm(right, axis=0) > 1e-6].T
+        slack = self.scale * max(1e-6, self.noise / values[-1])
+        seen = []
+        for _ in range(STARTS + 3 * self.most):
+            found = linprog(
+                draws.normal(size=len(values)),
+                A_ub=-used,
+                b_ub=np.full(len(used), slack),
+                A_eq=right[None, :, -1],
+                b_eq=[self.scale],
+                bounds=(None, None),
+            )
+            if found.status:
+                continue
+            mix = found.x
+            for _ in range(2):
+                zeros = used[used @ mix < 1e-3 * self.scale]
+                if len(zeros) >= 2 * len(values):
+                    line = np.linalg.svd(zeros, full_matrices=False)[2][-1]
+                    mix = line * self.scale / (right[:, -1] @ line)
+            if not any(near(mix, other) for other in seen):
+                seen.append(mix)
+                yield mix @ right, self.likeliest(mix)
+
+    def likeliest(self, mix: np.ndarray) -> int:
+        """The class whose label makes the features V d a term of the sum."""
+        left, values, right = self.decomposition
+        p = softmax(self.weight @ (mix @ right))
+        dual = left @ (mix / values)
+        share = dual @ p - dual  # c^T S^-1 d for each class
+        wrong = p - np.eye(len(p))
+        outside = wrong - wrong @ left @ left.T
+        outside = np.linalg.norm(outside, axis=1) / np.linalg.norm(wrong, axis=1).clip(1e-30)
+        return int(np.argmin(outside + np.abs(share - 1).clip(max=1)))
+
+    def solved(self, mix: np.ndarray, label: int) -> Single | None:
+        """The term of this label nearest to features V d, or None if there is none nearby."""
+        left, values, right = self.decomposition
+        logits, last = self.weight @ right.T, right[:, -1] / self.scale
+        one_hot = np.eye(len(self.weight))[label]
+
+        def parts(mix):
+            p = softmax(logits @ mix)
+            wrong = p - one_hot
+            inside = left.T @ wrong
+            return p, wrong, inside, np.linalg.norm(wrong) + 1e-30, inside @ (mix / values) - 1
+
+        def residual(mix):
+            _, wrong, inside, norm, share = parts(mix)
+            equations = (wrong - left @ inside) / norm
+            return np.concatenate([equations, [0.1 * np.tanh(share), 0.1 * (last @ mix - 1)]])
+
+        def slope(mix):
+            p, wrong, inside, norm, share = parts(mix)
+            change = p[:, None] * (logits - p @ logits)
+            change_inside = left.T @ change
+            outside = (wrong - left @ inside) / norm
+            equations = change - left @ change_inside - np.outer(outside, wrong @ change / norm)
+            of_share = change_inside.T @ (mix / values) + inside / values
+            of_share *= 0.1 * (1 - np.tanh(share) ** 2)
+            return np.vstack([equations / norm, of_share, 0.1 * last])
+
+        determined = 2 * self.most <= len(self.weight) + 1
+        if determined:
+            found = least_squares(residual, mix, slope, method="lm", max_nfev=60, xtol=1e-12)
+            mix = found.x
+        p, wrong, inside, norm, share = parts(mix)
+        # what noise in the sum does to first order
+        v_noise, o_noise = (self.noise * np.linalg.norm(x / values) for x in (inside, mix))
+        clear = v_noise * o_noise / self.noise < CLEAR
+        loose = 0.0 if determined else LOOSE
+        if (
+            not clear
+            or np.linalg.norm(wrong - left @ inside) > 10 * v_noise + loose * norm
+            or abs(share) > 10 * v_noise * o_noise / self.noise + 1e-6 + loose
+            or abs(last @ mix - 1) > 10 * o_noise / self.scale + 1e-6
+        ):
+            return None
+        return Single(label, mix @ right, p)
+
+
+def guesses(
+    case: Case, scale: float, draws: np.random.Generator
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Features that images of each class might have: those of random inputs, moved towards the
+    mean that the gradient shows and the class's row of W."""
+    layer = LastLayer.of(case)
+    mean, rows = layer.mean_embedding().numpy(), layer.rows().numpy()
+    inputs = torch.cat([case.few_natural[1], case.few_gaussian[1]]).numpy()
+    inputs = inputs - inputs.mean(0)
+    unit = np.linalg.norm(mean)
+    for label in np.flatnonzero(~case.unseen).tolist():
+        for attempt in range(STARTS):
+            guess = mean + (0, 0.3, 1, 2)[attempt % 4] * unit * rows[label]
+            guess = guess + draws.choice(inputs) * draws.choice([0, 1, 2])
+            yield np.append(layer.clamp(torch.from_numpy(guess)).numpy(), scale), label
+
+
+def near(one: np.ndarray, other: np.ndarray) -> bool:
+    return np.linalg.norm(one - other) < SAME * np.linalg.norm(one)
