@@ -25,7 +25,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from gleak.files import whole
-from gleak.identity import digest_of, package_digest
+from gleak.identity import digest_of, folder_stamp, package_digest
 from gleak.records import FOLDER, stored_verdicts
 
 PROFILES = ("smoke", "reference", "full")
@@ -97,16 +97,20 @@ def own_run(chapter: str, parameters: Mapping, folder: Path | None = None) -> Ru
 
 def located(parameters: Mapping, base: Path) -> dict:
     """The parameters with paths of data and weights made absolute, as chapters run elsewhere."""
-    found = dict(parameters)
-    for name, value in found.items():
+
+    def placed(name, value):
+        if isinstance(value, list):
+            return [placed(name, entry) for entry in value]
         if not isinstance(value, str):
-            continue
+            return value
         kind, _, path = value.partition(":")
         if kind in ("folder", "images") and path:
-            found[name] = f"{kind}:{(base / Path(path).expanduser()).resolve()}"
-        elif name == "weights" and (base / value).is_file():  # else it is a name
-            found[name] = str((base / value).resolve())
-    return found
+            return f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+        if name == "weights" and (base / value).is_file():  # else it is a name
+            return str((base / value).resolve())
+        return value
+
+    return {name: placed(name, value) for name, value in parameters.items()}
 
 
 def execute(run: Run) -> float:
@@ -288,6 +292,9 @@ def freshness_key(run: Run) -> str:
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
     look = (Path(__file__).parent / "figures.mplstyle").read_text(encoding="utf-8")
     content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
+    for value in run.parameters.values():
+        named = value if isinstance(value, list) else [value]
+        content += [folder_stamp(name) for name in named if isinstance(name, str)]
     if reads_verdicts(run.chapter):
         others = [f for f in run.output.parent.glob("[0-9]*.ipynb") if f != run.output]
         content.append(stored_verdicts(sorted(others)))

@@ -56,9 +56,9 @@ def fedavg(
 
     epochs: passes over the batch, each in an order drawn from `shuffle_seed` (None: as it stands).
     batch_size: samples in a step, all of them by default; `drop_last` leaves out an epoch's last
-    step if it would be smaller. reveal: which of the facts (lr, epochs, batch_size, momentum,
-    drop_last) the server is told. The buffers of batch norm are not part of the update; `training`
-    is as for `fedsgd`.
+    step if it would be smaller.
+    reveal: which of the facts (lr, epochs, batch_size, momentum, drop_last) the server is told.
+    training: as for `fedsgd`. The buffers of batch norm are not part of the update.
 
     Raises ValueError for settings that make no step, an unknown fact, or training that diverges.
     """

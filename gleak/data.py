@@ -163,20 +163,20 @@ def draw_batch(pool: Batch, size: int, *, alpha: float | None = None, seed: int 
     """A client's batch of `size` images from a pool, with labels drawn first.
 
     alpha: the class shares are drawn from Dirichlet(alpha); the smaller, the more skewed. None:
-    all classes are equally likely. Images of a class are not repeated while they last.
+    all classes are equally likely. Classes that the pool has no image of are left out. Images of a
+    class are not repeated while they last.
 
-    Raises ValueError for a size below 1, an alpha that is not positive, or a pool without a class.
+    Raises ValueError for a size below 1 or an alpha that is not positive.
     """
     if size < 1 or (alpha is not None and alpha <= 0):
         raise ValueError(f"size and alpha must be positive; got {size} and {alpha}")
-    if (pool.label_counts == 0).any():
-        raise ValueError("the pool has no image of some class")
     generator = torch.Generator().manual_seed(seed)
     shares = torch.ones(pool.num_classes)
     if alpha is not None:
         # the gamma sampler of numpy keeps its stream across versions
         gamma = np.random.default_rng(seed).gamma(alpha, size=pool.num_classes)
         shares = torch.from_numpy(gamma).float() + 1e-30
+    shares = shares * (pool.label_counts > 0)
     labels = torch.multinomial(shares, size, replacement=True, generator=generator)
     chosen = []
     for label, count in zip(*labels.unique(return_counts=True), strict=True):

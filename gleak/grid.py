@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gleak.data import Batch
-from gleak.identity import digest_of, package_digest
+from gleak.identity import digest_of, folder_stamp, package_digest
 from gleak.training import cache_folder
 
 PLAIN = (bool, int, float, str, type(None))
@@ -38,7 +38,8 @@ def run_grid(
 
     function returns a dict of plain values (numbers, strings), or a list of them for several rows.
     Each finished setting is stored under a digest of the function's code and what it uses of its
-    notebook, the setting, and the package's code: an interrupted run goes on where it stopped.
+    notebook, the setting (of a folder of images: its files, too), and the package's code: an
+    interrupted run goes on where it stopped.
     With GLEAK_GRID=fresh in the environment everything is computed anew.
 
     Raises TypeError for values that are not plain; what the function raises passes through.
@@ -48,7 +49,8 @@ def run_grid(
     code = [source_of(function), package_digest(), torch.__version__]
     rows = []
     for setting in tqdm(list(settings), desc=label, leave=False, disable=None):
-        file = folder / f"{digest_of([code, setting])[:32]}.json"
+        stamps = [folder_stamp(value) for value in setting.values() if isinstance(value, str)]
+        file = folder / f"{digest_of([code, setting, stamps])[:32]}.json"
         found = None if fresh else stored(file)
         if found is None:
             found = function(**setting)
@@ -100,6 +102,8 @@ def source_of(function: Callable, seen: set | None = None) -> list:
 
 def content_of(name: str, value):
     """What decides a variable of the notebook; TypeError for kinds whose content is not known."""
+    if isinstance(value, str):
+        return [value, folder_stamp(value)]
     if isinstance(value, (*PLAIN, range)):
         return repr(value)
     if isinstance(value, torch.Tensor):

@@ -34,6 +34,23 @@ def package_digest() -> str:
     return digest_of(content)
 
 
+def folder_stamp(name: str) -> str:
+    """What tells a data set `folder:PATH` or `images:PATH` from what it was before.
+
+    A digest of the names, sizes and times of its files; empty for all other names, and for a folder
+    that is not there.
+    """
+    kind, _, path = name.partition(":")
+    if kind not in ("folder", "images") or not path:
+        return ""
+    path = Path(path).expanduser()
+    path = path.parent if path.is_file() else path  # a table of labels lies beside its images
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    about = [(file, file.stat()) for file in files]
+    content = [(f.relative_to(path), s.st_size, s.st_mtime_ns) for f, s in about]
+    return digest_of(content) if content else ""
+
+
 def digest_of(content) -> str:
     """SHA-256, in hex, of anything that JSON can hold; of other values their `str`."""
     text = json.dumps(content, sort_keys=True, default=str)

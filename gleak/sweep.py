@@ -121,7 +121,9 @@ def work(folder: Path, key: str) -> None:
         failed = own / "failed.json"
         try:
             if chapters.freshness_key(run)[:16] != key:
-                raise ChapterError("the chapter or the package has changed since the plan was made")
+                raise ChapterError(
+                    "the chapter, its data or the package has changed since the plan"
+                )
             seconds = chapters.execute(run)
             record = {**about, "seconds": seconds, "results": results(run.output)}
             write_json(own / "record.json", record)

@@ -1,4 +1,4 @@
-"""Small networks trained here, on real images that ship with a dependency, to a named stage.
+"""Small networks trained here, on images of a named data set, to a named stage.
 
 Attacks on trained networks need trained networks. A pool of images is split in two: the server's
 half trains the network, the clients' half is what updates are made of. No image is in both.
@@ -6,7 +6,8 @@ half trains the network, the clients' half is what updates are made of. No image
 
 import hashlib
 import os
-from functools import cache
+import re
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from gleak.data import Batch, load_batch
-from gleak.datasets import sample_files
+from gleak.datasets import known_names, open_source, sample_files
+from gleak.identity import folder_stamp
 from gleak.models import build_model
+
+MOST = 5000  # images of a pool that is drawn from a larger set
 
 
 def list_pools() -> list[str]:
-    """The names that `load_pool` takes."""
+    """The names of the pools that come with gleak; `load_pool` takes those of data sets too."""
     return list(POOLS)
 
 
@@ -32,16 +36,17 @@ def load_pool(name: str, part: str = "client") -> Batch:
     mnist-5k: 5000 MNIST images, 28x28, gray. digits: scikit-learn's 1797 digits of 8x8 pixels,
     enlarged to 32x32. imagenet-crops: random 32x32 colour crops of the 20 ImageNet samples at 128
     pixels, flipped at random, labelled by their image (20 classes, 100 crops each; crops overlap).
-    cifar10-5k: 5000 test images of CIFAR-10, which must be on this machine (see `load_batch`).
-    part: "server" (the first half in a fixed random order) or "client".
+    Any data set is a pool too, by the name that `load_batch` takes, such as "cifar10" or
+    "folder:PATH": all its images, or 5000 drawn at random from a larger one.
+    part: "server" (the first half in a fixed random order) or "client". Halves of a small set may
+    lack some of its classes.
 
-    Raises ValueError for an unknown pool or part.
+    Raises ValueError for an unknown pool or part, or a set of one image; what `load_batch` raises
+    of a data set passes through.
     """
-    if name not in POOLS:
-        raise ValueError(f"unknown pool {name!r}; known: {', '.join(POOLS)}")
     if part not in ("server", "client"):
         raise ValueError(f"unknown part {part!r}; known: server, client")
-    pool = POOLS[name]()
+    pool = POOLS[name]() if name in POOLS else from_dataset(name, folder_stamp(name))
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     half = len(pool) // 2
     chosen = order[:half] if part == "server" else order[half:]
@@ -84,17 +89,19 @@ def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
     return Batch(torch.stack(images), labels, names, "imagenet")
 
 
-@cache
-def cifar10_5k() -> Batch:
-    return load_batch("cifar10", size=5000)
+POOLS = {"mnist-5k": mnist_5k, "digits": digits, "imagenet-crops": imagenet_crops}
 
 
-POOLS = {
-    "mnist-5k": mnist_5k,
-    "digits": digits,
-    "imagenet-crops": imagenet_crops,
-    "cifar10-5k": cifar10_5k,
-}
+@lru_cache(maxsize=2)
+def from_dataset(name: str, stamp: str) -> Batch:
+    """Images of a data set; `stamp` tells a folder from what it was before."""
+    kinds = {known.partition(":")[0] for known in known_names()}
+    if name.partition(":")[0] not in kinds:
+        raise ValueError(f"unknown pool {name!r}; known: {', '.join([*POOLS, *known_names()])}")
+    count = len(open_source(name).labels)
+    if count < 2:
+        raise ValueError(f"{name} has one image; a pool needs one for each half")
+    return load_batch(name, size=min(count, MOST))
 
 
 def train(model: nn.Module, pool: Batch, *, steps: int, seed: int = 0, lr: float = 1e-3) -> None:
@@ -113,7 +120,7 @@ def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options)
     """The network `name` (see `build_model`) after `steps` steps on the server's half of a pool.
 
     Trained once and kept as a checkpoint in the cache folder (GLEAK_CACHE, else ~/.cache/gleak)
-    under a digest of all that decides it; one that is damaged is trained anew.
+    under a digest of all that decides it, the images among it; one that is damaged is trained anew.
 
     Raises ValueError for an unknown network or pool, or negative steps.
     """
@@ -124,10 +131,15 @@ def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options)
     if steps == 0:
         return model
     start = torch.cat([value.flatten().double() for value in model.state_dict().values()])
-    recipe = f"{name} {pool} {steps} {seed} {sorted(options.items())} {torch.__version__}".encode()
-    recipe += start.numpy().tobytes() + data.images[:100].numpy().tobytes()
+    with torch.no_grad():  # one's own network may be the same but for what it computes
+        logits = model.eval()(data.images[:8])
+    model.train()
+    recipe = f"{model} {steps} {seed} {sorted(options.items())} {torch.__version__}".encode()
+    for decides in (start, logits, data.images, data.labels):
+        recipe += hashlib.sha256(decides.numpy().tobytes()).digest()
     digest = hashlib.sha256(recipe).hexdigest()[:16]
-    file = cache_folder() / f"{name}-{pool}-{steps}-{digest}.safetensors"
+    named = re.sub(r"[^\w.-]+", "-", f"{name}-{data.dataset}-{steps}-{digest}")
+    file = cache_folder() / f"{named}.safetensors"
     checksum = file.with_suffix(".sha256")
     if file.exists() and checksum.exists() and checksum.read_text() == sha256(file):
         model.load_state_dict(load_file(file))

@@ -9,6 +9,7 @@ from gleak.grid import product, run_grid
 calls = []
 FACTOR = 2
 IMAGES = torch.ones(3)
+FOLDER = ""
 BATCH = gleak.Batch(torch.ones(1, 1, 2, 2), torch.tensor([0]), ["a"])
 
 
@@ -120,3 +121,26 @@ def test_what_cannot_be_kept_or_told_apart_is_refused():
     with pytest.raises(TypeError, match="reads OBJECT, a object"):
         run_grid(reads_an_object, [{}])
     assert run_grid(has_an_attribute_of_that_name, [{}])["x"].item() == 1
+
+
+def names_a_folder(name):
+    note(name)
+    return {"x": 1}
+
+
+def reads_a_folder():
+    note(FOLDER)
+    return {"x": 1}
+
+
+def test_a_folder_of_images_that_changed_is_another_setting(tmp_path, monkeypatch):
+    file = tmp_path / "data" / "a.png"
+    file.parent.mkdir()
+    file.write_bytes(b"1")
+    monkeypatch.setitem(globals(), "FOLDER", f"images:{file.parent}")
+    for times in (1, 1, 2):
+        if times == 2:
+            file.write_bytes(b"12")
+        run_grid(names_a_folder, product(name=[FOLDER]))
+        run_grid(reads_a_folder, [{}])
+        assert len(note.done) == 2 * times

@@ -24,6 +24,7 @@ size = 3
 seed = 0
 names = ["a"]
 hold = ""
+marker = ""
 ```
 
 ```{code-cell} ipython3
@@ -35,6 +36,9 @@ if hold:
 while os.path.exists(hold):
     time.sleep(0.05)
 assert size < 10, "too large"
+if marker and not os.path.exists(marker):
+    open(marker, "w").close()
+    raise RuntimeError("not the first time")
 ```
 
 ```{code-cell} ipython3
@@ -122,6 +126,22 @@ def test_killed_in_the_middle_and_resumed(sweeps):
     assert "2 runs: 2 done, 0 not" in output
     assert len(pd.read_csv(folder / "results.csv")) == 2
     assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("way", ["argument", "--profile", "--workflow-profile"])
+def test_a_run_that_fails_once_is_done_after_a_retry(sweeps, way):
+    profile = sweeps / "patient"
+    profile.mkdir()
+    (profile / "config.yaml").write_text("cores: 1\nretries: 1\n")
+    marker = sweeps / "marker"
+    runs = [{"chapter": "01", "parameters": {"marker": str(marker)}}]
+    arguments = ["--retries", "1"] if way == "argument" else [way, str(profile)]
+    status, output = finish(sweeps, runs, *arguments)
+    assert (status, marker.exists()) == (0, True), output
+    assert "1 runs: 1 done, 0 not" in output
+    folder = sweeps / "runs" / "many"
+    assert len(pd.read_csv(folder / "results.csv")) == 1
+    assert not list(folder.glob("*/failed.json"))
 
 
 def test_a_dry_run_runs_nothing(sweeps):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 import gleak
 from gleak import training
@@ -59,9 +60,51 @@ def test_stages_and_seeds_have_checkpoints_of_their_own(cache):
     assert len(list(cache.glob("*.safetensors"))) == 3
 
 
+def folder_of(root, colours):
+    """Plain images, of two classes in turn."""
+    for n, colour in enumerate(colours):
+        file = root / "ab"[n % 2] / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(file)
+    return f"folder:{root}"
+
+
+def test_any_data_set_is_a_pool(tmp_path):
+    server, client = (gleak.load_pool("fashion-mnist-samples", p) for p in ("server", "client"))
+    assert len(server) == len(client) == 10
+    seen = {image.numpy().tobytes() for image in server.images}
+    assert not any(image.numpy().tobytes() in seen for image in client.images)
+    drawn = gleak.draw_batch(client, 64, seed=1)  # of the classes that this half has
+    assert set(drawn.labels.tolist()) <= set(client.labels.tolist())
+    with pytest.raises(ValueError, match="has one image; a pool needs one for each half"):
+        (tmp_path / "b").mkdir()
+        gleak.load_pool(folder_of(tmp_path, ["red"]))
+
+
+def test_a_pool_of_a_large_set_is_drawn_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MOST", 4)
+    pool = folder_of(tmp_path, ["red", "blue", "lime", "black", "white", "gray", "navy"])
+    halves = [gleak.load_pool(pool, part) for part in ("server", "client")]
+    assert [len(half) for half in halves] == [2, 2]
+    assert len({tuple(image[:, 0, 0].tolist()) for half in halves for image in half.images}) == 4
+
+
+def test_a_folder_that_changed_does_not_meet_an_old_checkpoint(cache, tmp_path):
+    pool = folder_of(tmp_path / "data", ["red", "blue", "lime", "black"])
+    first = gleak.trained_model("lenet", pool, steps=2)
+    assert len(list(cache.glob("*.safetensors"))) == 1
+    folder_of(tmp_path / "data", ["navy", "white", "pink", "gray"])
+    second = gleak.trained_model("lenet", pool, steps=2)
+    assert len(list(cache.glob("*.safetensors"))) == 2
+    assert not torch.equal(first[1][0].weight, second[1][0].weight)
+    assert torch.equal(first[0].mean, second[0].mean)
+
+
 def test_refusals():
-    with pytest.raises(ValueError, match="unknown pool 'svhn'; known: mnist-5k, digits"):
-        gleak.load_pool("svhn")
+    with pytest.raises(ValueError, match="unknown pool 'svnh'; known: mnist-5k, digits.*svhn"):
+        gleak.load_pool("svnh")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        gleak.load_pool("folder:nowhere")
     with pytest.raises(ValueError, match="unknown part 'test'"):
         gleak.load_pool("digits", "test")
     with pytest.raises(ValueError, match="steps must be at least 0"):

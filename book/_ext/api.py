@@ -45,9 +45,10 @@ def escape(line: str) -> str:
 
 def mark_up(app, what, name, thing, options, lines) -> None:
     """Docstrings are plain text: make a list of the parameters, and `Raises` stand out."""
-    marked, inside = [], False
+    marked, inside, summed_up = [], False, False  # the first paragraph is the summary
     for line in map(escape, lines):
-        if PARAMETER.match(line):
+        summed_up = summed_up or not line.strip()
+        if summed_up and PARAMETER.match(line):
             if not inside:
                 marked.append("")
             inside = True
