@@ -23,6 +23,7 @@ _HOME = {
     "label_posterior": "labels",
     "list_label_methods": "labels",
     "restore_labels": "labels",
+    "single_images": "labels",
     "invert": "inversion",
     "list_attacks": "inversion",
     "list_update_models": "inversion",

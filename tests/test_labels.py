@@ -409,3 +409,49 @@ def test_largest_remainder_leaves_counts_alone(values):
     assert torch.equal(largest_remainder(counts, int(counts.sum())), counts)
     noise = torch.linspace(-0.03, 0.03, len(values))
     assert torch.equal(largest_remainder(counts + noise, int(counts.sum())), counts)
+
+
+@pytest.mark.parametrize("steps", [0, 60])
+def test_images_one_by_one_are_those_of_the_batch(steps):
+    pool = gleak.load_pool("digits")
+    model = gleak.trained_model("lenet", "digits", steps=steps, seed=3, activation="relu")
+    batch = gleak.draw_batch(pool, 8, alpha=0.3, seed=1)
+    update = gleak.fedsgd(model, batch)
+    found = gleak.single_images(update)
+    counts = torch.bincount(found.labels, minlength=10)
+    assert (counts <= batch.label_counts).all()
+    assert found.complete == (len(found.labels) == 8)
+    assert len(found.labels) >= 6
+    truth = update.forward(batch.images)[0].double()
+    for label, features in zip(found.labels, found.features, strict=True):
+        error = (truth - features).norm(dim=1) / truth.norm(dim=1)
+        assert error.min() < 1e-2
+        assert batch.labels[error.argmin()] == label
+
+
+def test_images_one_by_one_without_zeros_in_the_features():
+    batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])  # two of one class
+    found = gleak.single_images(gleak.fedsgd(gleak.build_model("lenet", batch), batch))
+    assert found.complete
+    assert found.labels.tolist() == batch.labels.sort().values.tolist()
+    assert torch.allclose(found.softmax.sum(1), torch.ones(4).double())
+
+
+def test_images_one_by_one_are_refused_where_the_gradient_cannot_hold_them():
+    batch = gleak.load_batch("cifar10-samples", indices=range(10))
+    model = gleak.build_model("lenet", batch)
+    with pytest.raises(gleak.MissingKnowledge, match="10 images and 10 classes"):
+        gleak.single_images(gleak.fedsgd(model, batch))
+    few = gleak.load_batch("cifar10-samples", indices=[0, 1, 3, 4])
+    with pytest.raises(gleak.MissingKnowledge, match="single step"):
+        gleak.single_images(gleak.fedavg(model, few, epochs=2, batch_size=2, lr=0.01))
+
+
+def test_small_batches_on_a_trained_network_are_restored_with_certainty():
+    pool = gleak.load_pool("imagenet-crops")
+    model = gleak.trained_model("convnet", "imagenet-crops", steps=60, seed=3, width=16)
+    for seed in range(3):
+        batch = gleak.draw_batch(pool, 4, alpha=0.3, seed=seed)
+        found = gleak.label_posterior(gleak.fedsgd(model, batch))
+        assert found.certain.all()
+        assert torch.equal(found.counts, batch.label_counts)

@@ -24,9 +24,11 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from gleak.inversion.linear import double, pull_back
 from gleak.inversion.residual import peel_blocks
+from gleak.labels.single import single_images
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
+WRONG_COUNTS = "no softmax fits the classifier's gradient: are the counts right?"
 TOLERANCE = 1e-2  # relative error above which an equation counts as not solved
 
 
@@ -55,6 +57,33 @@ def image_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
+    From the images that `single_images` finds, if those are all, and else from a search for all at
+    once, see `features_at_once`. Arguments and errors are the same.
+    """
+    try:
+        singles = single_images(update)
+    except MissingKnowledge:
+        singles = None
+    if not singles or not singles.complete:
+        return features_at_once(update, counts, precision, attempts)
+    if not torch.equal(torch.bincount(singles.labels, minlength=len(counts)), counts.cpu()):
+        raise MissingKnowledge(WRONG_COUNTS)
+    try:  # the equations of all together leave fewer digits open than those of one
+        return features_at_once(update, counts, precision, 1, singles.softmax.numpy())
+    except MissingKnowledge:
+        device = update.classifier.weight.device
+        return singles.features.to(device), singles.softmax.to(device)
+
+
+def features_at_once(
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    attempts: int | None = None,
+    start: np.ndarray | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (K, M) and softmax (K, N) of every image by one search for all of them.
+
     The classifier's gradient is G = (P - Y)^T O / K, of rank K at most. What spans its columns is
     known, so P = Y + C U^T with a K x K matrix C, and O follows from C. The classifier must turn O
     into P again: that decides C. Images of one class differ only by their softmax, which on
@@ -63,6 +92,7 @@ def image_features(
     precision: relative error of what was sent, from rounding or noise; the equations then need to
     hold no better than that.
     attempts: starts of the search for C, by default as many as a minute allows.
+    start: softmax (K, N) to start from.
 
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
     images than classes less one, and when no solution is found.
@@ -111,7 +141,7 @@ def image_features(
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
         guess = guess * np.exp(1e-3 * draws.normal(size=one_hot.shape))
-        guess = guess / guess.sum(1, keepdims=True)
+        guess = guess / guess.sum(1, keepdims=True) if start is None else start
         found = least_squares(
             residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
         )
@@ -121,7 +151,7 @@ def image_features(
                 torch.from_numpy(np.linalg.solve(mix.T, rows)).to(device),
                 torch.from_numpy(one_hot + mix @ columns.T).to(device),
             )
-    raise MissingKnowledge("no softmax fits the classifier's gradient: are the counts right?")
+    raise MissingKnowledge(WRONG_COUNTS)
 
 
 def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from gleak.inversion.peel import image_features
+from gleak.inversion.peel import features_at_once
+from gleak.labels.single import single_images
 from gleak.update import MissingKnowledge, Update
 
 
@@ -61,7 +62,7 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
 
     counts: (N,) summing to K, such as `restore_labels` gives. Near means few labels moved. Only
     counts that `least_counts` and `possible_classes` allow are tried, `most` of them at most; if
-    they allow a single one, that is the answer.
+    they allow a single one, that is the answer, and so it is where `single_images` finds all.
 
     Raises MissingKnowledge where there is no closed form (see `image_features`), when none of the
     counts that were tried fits, and where the network is so sure of some image that its part of the
@@ -72,6 +73,12 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
     left_open = update.num_samples - int(least.sum())
     if left_open < 0 or left_open and not classes:
         raise MissingKnowledge("no counts fit the classifier's gradient: is it of a single step?")
+    try:
+        singles = single_images(update)
+    except MissingKnowledge:
+        singles = None
+    if singles and singles.complete:
+        return torch.bincount(singles.labels, minlength=len(least))
     extras = itertools.combinations_with_replacement(classes, left_open)
     allowed = [
         least + torch.bincount(torch.tensor(extra).long(), minlength=len(least))
@@ -90,9 +97,9 @@ def repair_counts(update: Update, counts: torch.Tensor, most: int = 500) -> torc
 
 
 def fits(update: Update, counts: torch.Tensor, attempts: int = 4) -> bool:
-    """Whether the closed form of `image_features` has a solution for these counts."""
+    """Whether the closed form of `features_at_once` has a solution for these counts."""
     try:
-        image_features(update, counts, attempts=attempts)
+        features_at_once(update, counts, attempts=attempts)
     except MissingKnowledge as error:
         if "no softmax" not in str(error):
             raise

@@ -176,6 +176,8 @@ class Terms:
             single = self.solved(right @ features, label)
             if single and not any(near(single.features, other.features) for other in found):
                 found.append(single)
+            if len(found) == self.most:
+                break
         return found
 
     def edges(self, draws: np.random.Generator) -> Iterator[tuple[np.ndarray, int]]:
@@ -270,7 +272,8 @@ def guesses(
     case: Case, scale: float, draws: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Features that images of each class might have: those of random inputs, moved towards the
-    mean that the gradient shows and the class's row of W."""
+    mean that the gradient shows and the class's row of W.
+    """
     layer = LastLayer.of(case)
     mean, rows = layer.mean_embedding().numpy(), layer.rows().numpy()
     inputs = torch.cat([case.few_natural[1], case.few_gaussian[1]]).numpy()
