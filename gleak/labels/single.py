@@ -156,11 +156,11 @@ class Terms:
         if not candidates:
             return []
         root = np.sqrt(values)
-        terms = [  # all of size one, however little an image has left
+        terms = [  # of size one, however little an image has left
             np.outer(left.T @ single.wrong / root, right @ single.features / root).ravel()
             for single in candidates
         ]
-        times, _ = nnls(np.array(terms).T, np.eye(len(root)).ravel(), maxiter=1000)
+        times, _ = nnls(np.array(terms).T, np.eye(len(root)).ravel(), maxiter=10_000)
         counted = zip(candidates, times.round().astype(int), strict=True)
         return [single for single, count in counted for _ in range(count)]
 
@@ -206,7 +206,9 @@ class Terms:
                 zeros = used[used @ mix < 1e-3 * self.scale]
                 if len(zeros) >= 2 * len(values):
                     line = np.linalg.svd(zeros, full_matrices=False)[2][-1]
-                    mix = line * self.scale / (right[:, -1] @ line)
+                    height = right[:, -1] @ line
+                    if abs(height) > 1e-9:
+                        mix = line * self.scale / height
             if not any(near(mix, other) for other in seen):
                 seen.append(mix)
                 yield mix @ right, self.likeliest(mix)
