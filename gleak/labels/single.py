@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares, linprog, nnls
 from scipy.special import softmax
+from sklearn.utils.extmath import randomized_svd
 
 from gleak.labels.case import FEW, Case
 from gleak.labels.shares import LastLayer
@@ -36,6 +37,7 @@ from gleak.update import MissingKnowledge, Update
 
 MOST = 32  # images; more take too long
 STARTS = 24  # of the search, and three more for each image
+SOME = 1500  # features, and twenty for each image, bound the cone: more take longer, no more
 CLEAR = 0.03  # a term is told from noise if that could change it by no more than this part
 LOOSE = 0.01  # how far features from linear programs may be off
 SAME = 0.02  # relative distance of features below which two solutions are one
@@ -127,9 +129,16 @@ class Terms:
     given_noise: float | None = None
 
     @cached_property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """U, S and V^T, one longer than `most` at least where the shape allows."""
+        if min(self.gradient.shape) > 200:  # the rank is far lower, so a part of the SVD will do
+            return randomized_svd(self.gradient, self.most + 1, n_iter=2, random_state=0)
+        return np.linalg.svd(self.gradient, full_matrices=False)
+
+    @cached_property
     def decomposition(self) -> tuple[np.ndarray, ...]:
         """U (N, r), S (r,), V^T (r, M + 1), of what is larger than noise."""
-        left, values, right = np.linalg.svd(self.gradient, full_matrices=False)
+        left, values, right = self.parts
         rank = int((values[: self.most] > 3 * self.noise).sum())
         return left[:, :rank], values[:rank], right[:rank]
 
@@ -137,7 +146,7 @@ class Terms:
     def noise(self) -> float:
         if self.given_noise is not None:
             return self.given_noise
-        values = np.linalg.svd(self.gradient, compute_uv=False)
+        values = self.parts[1]
         return max([1e-8 * values[0], *values[self.most : self.most + 1]])
 
     def without(self, found: list[Single]) -> "Terms":
@@ -188,13 +197,14 @@ class Terms:
         """
         _, values, right = self.decomposition
         used = right[:, np.linalg.norm(right, axis=0) > 1e-6].T
+        some = draws.permutation(len(used))[: SOME + 20 * len(values)]
         slack = self.scale * max(1e-6, self.noise / values[-1])
         seen = []
         for _ in range(STARTS + 3 * self.most):
             found = linprog(
                 draws.normal(size=len(values)),
-                A_ub=-used,
-                b_ub=np.full(len(used), slack),
+                A_ub=-used[some],
+                b_ub=np.full(len(some), slack),
                 A_eq=right[None, :, -1],
                 b_eq=[self.scale],
                 bounds=(None, None),
