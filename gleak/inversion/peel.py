@@ -58,7 +58,9 @@ def image_features(
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
     From the images that `single_images` finds, if those are all, and else from a search for all at
-    once, see `features_at_once`. Arguments and errors are the same.
+    once: see `features_at_once`, also for the arguments.
+
+    Raises MissingKnowledge where neither finds them, and for counts that are not those found.
     """
     try:
         singles = single_images(update)

@@ -134,7 +134,7 @@ class Case:
         if not self.non_negative:
             return np.zeros(self.n, dtype=bool)
         lowest = self.weight_gradient.amin(1)
-        return (lowest >= -1e-6 * self.weight_gradient.abs().max()).numpy()
+        return (lowest >= -1e-6 * self.weight_gradient.abs().max()).cpu().numpy()
 
     def need_non_negative(self) -> None:
         """Raise ValueError where the classifier's inputs can be negative."""

@@ -37,7 +37,7 @@ from gleak.update import MissingKnowledge, Update
 
 MOST = 32  # images; more take too long
 STARTS = 24  # of the search, and three more for each image
-SOME = 1500  # features, and twenty for each image, bound the cone: more take longer, no more
+SOME = 1500  # features, and twenty for each image, bound the cone in a linear program
 CLEAR = 0.03  # a term is told from noise if that could change it by no more than this part
 LOOSE = 0.01  # how far features from linear programs may be off
 SAME = 0.02  # relative distance of features below which two solutions are one
@@ -68,7 +68,7 @@ class Single:
     @property
     def wrong(self) -> np.ndarray:
         """v = p - y (N,)."""
-        return self.softmax - np.eye(len(self.softmax))[self.label]
+        return less_one(self.softmax, self.label)
 
 
 def single_images(update: Update, *, seed: int = 0) -> Singles:
@@ -229,20 +229,20 @@ class Terms:
         p = softmax(self.weight @ (mix @ right))
         dual = left @ (mix / values)
         share = dual @ p - dual  # c^T S^-1 d for each class
-        wrong = p - np.eye(len(p))
-        outside = wrong - wrong @ left @ left.T
-        outside = np.linalg.norm(outside, axis=1) / np.linalg.norm(wrong, axis=1).clip(1e-30)
+        # how much of v lies outside of span(U), from |U^T v|^2 and |v|^2 for each class
+        inside = left.T @ p
+        inside = inside @ inside - 2 * left @ inside + np.square(left).sum(1)
+        outside = np.sqrt((1 - inside / (p @ p - 2 * p + 1).clip(1e-30)).clip(0))
         return int(np.argmin(outside + np.abs(share - 1).clip(max=1)))
 
     def solved(self, mix: np.ndarray, label: int) -> Single | None:
         """The term of this label nearest to features V d, or None if there is none nearby."""
         left, values, right = self.decomposition
         logits, last = self.weight @ right.T, right[:, -1] / self.scale
-        one_hot = np.eye(len(self.weight))[label]
 
         def parts(mix):
             p = softmax(logits @ mix)
-            wrong = p - one_hot
+            wrong = less_one(p, label)
             inside = left.T @ wrong
             return p, wrong, inside, np.linalg.norm(wrong) + 1e-30, inside @ (mix / values) - 1
 
@@ -287,8 +287,8 @@ def guesses(
     mean that the gradient shows and the class's row of W.
     """
     layer = LastLayer.of(case)
-    mean, rows = layer.mean_embedding().numpy(), layer.rows().numpy()
-    inputs = torch.cat([case.few_natural[1], case.few_gaussian[1]]).numpy()
+    mean, rows = layer.mean_embedding().cpu().numpy(), layer.rows().cpu().numpy()
+    inputs = torch.cat([case.few_natural[1], case.few_gaussian[1]]).cpu().numpy()
     inputs = inputs - inputs.mean(0)
     unit = np.linalg.norm(mean)
     for label in np.flatnonzero(~case.unseen).tolist():
@@ -296,6 +296,13 @@ def guesses(
             guess = mean + (0, 0.3, 1, 2)[attempt % 4] * unit * rows[label]
             guess = guess + draws.choice(inputs) * draws.choice([0, 1, 2])
             yield np.append(layer.clamp(torch.from_numpy(guess)).numpy(), scale), label
+
+
+def less_one(softmax: np.ndarray, label: int) -> np.ndarray:
+    """p - y (N,)."""
+    wrong = softmax.copy()
+    wrong[label] -= 1
+    return wrong
 
 
 def near(one: np.ndarray, other: np.ndarray) -> bool:
