@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from gleak.files import whole
 from gleak.identity import digest_of, folder_stamp, package_digest
+from gleak.names import folder_name
 from gleak.records import FOLDER, stored_verdicts
 
 PROFILES = ("smoke", "reference", "full")
@@ -103,9 +104,9 @@ def located(parameters: Mapping, base: Path) -> dict:
             return [placed(name, entry) for entry in value]
         if not isinstance(value, str):
             return value
-        kind, _, path = value.partition(":")
-        if kind in ("folder", "images") and path:
-            return f"{kind}:{(base / Path(path).expanduser()).resolve()}"
+        named = folder_name(value, base)
+        if named is not None:
+            return str(named._replace(path=named.path.resolve()))
         if name == "weights" and (base / value).is_file():  # else it is a name
             return str((base / value).resolve())
         return value

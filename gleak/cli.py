@@ -100,7 +100,7 @@ def run(chapter, parameters, out):
 
 
 @main.command()
-@click.option("--dataset", required=True, help="folder:PATH, images:PATH, or a set by its name.")
+@click.option("--dataset", required=True, help="folder:PATH, images:PATH (both @SIZE), or a name.")
 @click.option("--model", help="convnet, torchvision:NAME or module:PACKAGE.MODULE:FUNCTION.")
 @click.option("--weights", help="A file of weights, or a name of torchvision's.")
 @click.option("--size", type=click.IntRange(1), help="Images that the client holds; 4 by default.")

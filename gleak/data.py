@@ -94,10 +94,11 @@ def load_batch(
     as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under the
     folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
     class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table
-    labels.csv (columns file and label).
+    labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut the images
+    to squares of 64 pixels, as image_size does; a path that itself ends so is taken as it is.
     distinct_labels: draw at most one image of each class (with `size`).
     image_size: resize the shorter side to this and cut out the centre square, in pixels; by default
-    images keep their size, except those of ImageNet (224).
+    what the name says (PATH@64), else images keep their size, except those of ImageNet (224).
     channels: 1 makes all images gray, 3 gives gray ones three equal channels; by default images are
     as they are, and gray ones among coloured ones get three channels.
 
@@ -131,7 +132,10 @@ def load_batch(
     shapes = sorted({tuple(image.shape[1:]) for image in images})
     if len(shapes) > 1:
         found = ", ".join(f"{height}x{width}" for height, width in shapes[:4])
-        raise ValueError(f"images of unequal size ({found}): say image_size=... in pixels")
+        raise ValueError(
+            f"images of unequal size ({found}): say to which square they are cut, in the name "
+            f"({source.name}@64) or by image_size=64"
+        )
     channels = channels or max(len(image) for image in images)
     images = torch.stack([with_channels(image, channels) for image in images])
     return Batch(images, source.labels[list(indices)], source.class_names, source.name)

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import functional as transforms
+
+from gleak.names import KINDS, folder_name
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
@@ -85,11 +87,15 @@ def open_source(name: str, root: str | Path | None = None, download: bool = Fals
     kind, colon, rest = name.partition(":")
     if name in SAMPLES:
         return samples(name)
-    if colon and kind in ("folder", "images"):
-        if not rest:
+    if colon and kind in KINDS:
+        named = folder_name(name)
+        if named is None:
             raise ValueError(f"{name!r} names no folder; write {kind}:PATH")
-        path = Path(rest).expanduser()
-        return class_folders(path) if kind == "folder" else flat_folder(path)
+        source = class_folders(named.path) if kind == "folder" else flat_folder(named.path)
+        if named.image_size is None:
+            return source
+        sized = f"{source.name}@{named.image_size}"
+        return replace(source, name=sized, image_size=named.image_size)
     part = rest if colon else "test"
     if (kind in TORCHVISION or kind == "imagenet") and part in ("train", "test"):
         root = root or os.environ.get("GLEAK_DATA")

@@ -6,6 +6,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from gleak.names import folder_name
+
 # What starts the runs, but cannot change what they find.
 MACHINERY = (
     "changes.py",
@@ -35,15 +37,15 @@ def package_digest() -> str:
 
 
 def folder_stamp(name: str) -> str:
-    """What tells a data set `folder:PATH` or `images:PATH` from what it was before.
+    """What tells a data set of one's own (`folder:PATH`, `images:PATH`) from what it was before.
 
     A digest of the names, sizes and times of its files; empty for all other names, and for a folder
     that is not there.
     """
-    kind, _, path = name.partition(":")
-    if kind not in ("folder", "images") or not path:
+    named = folder_name(name)
+    if named is None:
         return ""
-    path = Path(path).expanduser()
+    path = named.path
     path = path.parent if path.is_file() else path  # a table of labels lies beside its images
     files = sorted(file for file in path.rglob("*") if file.is_file())
     about = [(file, file.stat()) for file in files]

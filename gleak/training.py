@@ -37,7 +37,7 @@ def load_pool(name: str, part: str = "client") -> Batch:
     enlarged to 32x32. imagenet-crops: random 32x32 colour crops of the 20 ImageNet samples at 128
     pixels, flipped at random, labelled by their image (20 classes, 100 crops each; crops overlap).
     Any data set is a pool too, by the name that `load_batch` takes, such as "cifar10" or
-    "folder:PATH": all its images, or 5000 drawn at random from a larger one.
+    "folder:PATH@32": all its images, or 5000 drawn at random from a larger one.
     part: "server" (the first half in a fixed random order) or "client". Halves of a small set may
     lack some of its classes.
 

@@ -313,7 +313,8 @@ def test_sizes_and_channels_are_made_equal_on_request(tmp_path):
     picture(tmp_path / "b_0.png", size=(40, 20))
     picture(tmp_path / "b_1.png", mode="L", size=(20, 40))
     name = f"images:{tmp_path}"
-    with pytest.raises(ValueError, match="unequal size .17x31, 20x40, 40x20.: say image_size"):
+    ways = rf"in the name .images:{tmp_path.name}@64. or by image_size=64"
+    with pytest.raises(ValueError, match=r"unequal size .17x31, 20x40, 40x20.: say .*" + ways):
         gleak.load_batch(name, size=3)
     batch = gleak.load_batch(name, indices=[0, 1, 2], image_size=16)
     assert batch.images.shape == (3, 3, 16, 16)
@@ -327,6 +328,40 @@ def test_sizes_and_channels_are_made_equal_on_request(tmp_path):
     for wrong in ({"channels": 2}, {"image_size": 0}):
         with pytest.raises(ValueError, match="channels is 1 or 3"):
             gleak.load_batch(name, size=1, **wrong)
+
+
+def test_the_name_of_a_path_can_carry_the_size(tmp_path, monkeypatch):
+    for n, size in enumerate([(31, 17), (40, 20), (20, 40), (12, 12)]):
+        picture(tmp_path / "photos" / "ab"[n % 2] / f"{n}.png", size=size)
+        picture(tmp_path / "flat" / f"{'ab'[n % 2]}_{n}.png", size=size)
+    (tmp_path / "flat" / "table.csv").write_text("file,label\na_0.png,x\nb_1.png,y\n")
+    name = f"folder:{tmp_path}/photos"
+    batch = gleak.load_batch(f"{name}@16", size=4)
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert batch.dataset == "folder:photos@16"
+    same = gleak.load_batch(name, size=4, image_size=16)
+    assert torch.equal(batch.images, same.images)
+    assert gleak.load_batch(f"{name}@16", size=4, image_size=8).images.shape[-1] == 8
+    for flat in ("flat", "flat/table.csv"):
+        flat = gleak.load_batch(f"images:{tmp_path}/{flat}@16", size=2)
+        assert flat.images.shape == (2, 3, 16, 16)
+    halves = [gleak.load_pool(f"{name}@16", part) for part in ("server", "client")]
+    assert [half.images.shape for half in halves] == [(2, 3, 16, 16)] * 2
+    monkeypatch.chdir(tmp_path / "photos")
+    assert len(gleak.load_batch("folder:.@16", size=4)) == 4
+    monkeypatch.setenv("HOME", str(tmp_path / "photos"))
+    assert len(gleak.load_batch("folder:~@16", size=4)) == 4
+    # not sizes
+    for wrong in ("photos@0", "photos@-1", "photos@", "photos@big"):
+        with pytest.raises(MissingData, match=f"no folder .*{wrong}"):
+            gleak.load_batch(f"folder:{tmp_path}/{wrong}", size=1)
+    # a folder that is called so
+    picture(tmp_path / "photos@16" / "c" / "0.png", size=(9, 9))
+    picture(tmp_path / "photos@16" / "d" / "0.png", size=(9, 9))
+    batch = gleak.load_batch(f"{name}@16", size=2)
+    assert batch.images.shape == (2, 3, 9, 9)
+    assert list(batch.class_names) == ["c", "d"]
+    assert gleak.load_batch(f"{name}@16@4", size=2).images.shape == (2, 3, 4, 4)
 
 
 def test_opening_a_folder_reads_no_image(tmp_path, monkeypatch):

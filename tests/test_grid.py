@@ -137,7 +137,7 @@ def test_a_folder_of_images_that_changed_is_another_setting(tmp_path, monkeypatc
     file = tmp_path / "data" / "a.png"
     file.parent.mkdir()
     file.write_bytes(b"1")
-    monkeypatch.setitem(globals(), "FOLDER", f"images:{file.parent}")
+    monkeypatch.setitem(globals(), "FOLDER", f"images:{file.parent}@8")
     for times in (1, 1, 2):
         if times == 2:
             file.write_bytes(b"12")

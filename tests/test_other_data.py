@@ -1,4 +1,4 @@
-"""Every chapter with an attack, at its smallest, on gray images and on a folder of images.
+"""Every chapter with an attack, at its smallest, on gray images and on a folder of photographs.
 
 12_verdicts is left out: it runs no attack and reads what the others recorded.
 Slow, so not with plain pytest: make test runs them, or pytest -m slow.
@@ -16,20 +16,20 @@ CHAPTERS = [name for name in chapters.chapters() if not chapters.reads_verdicts(
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """Ten classes of drawn figures, two 32x32 images of each."""
+    """Ten classes of drawn figures, two images of each, no two of one size; cut to 32 pixels."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
     for label in range(10):
         (folder / f"class{label}").mkdir()
         for n in range(2):
             colours = [tuple(rng.integers(0, 256, 3)) for _ in range(2)]
-            image = Image.new("RGB", (32, 32), colours[0])
-            left, top = rng.integers(2, 12, 2).tolist()
-            box = (left, top, left + 10 + label, top + 20 - label)
+            image = Image.new("RGB", (64 + 4 * label, 72 + 8 * n), colours[0])
+            left, top = rng.integers(4, 24, 2).tolist()
+            box = (left, top, left + 20 + 2 * label, top + 40 - 2 * label)
             pen = ImageDraw.Draw(image)
             (pen.ellipse if label % 2 else pen.rectangle)(box, fill=colours[1])
             image.save(folder / f"class{label}" / f"{n}.png")
-    return f"folder:{folder}"
+    return f"folder:{folder}@32"
 
 
 @pytest.mark.slow

@@ -208,8 +208,10 @@ def test_wrong_files_are_refused_before_anything_runs(sweeps, content, message):
 def test_paths_of_data_are_relative_to_the_file(sweeps):
     (sweeps / "w.pth").touch()
     given = {"dataset": "folder:../x", "name": "a:b", "n": 1, "weights": "w.pth"}
+    given |= {"pool": "images:../x@8", "pools": ["folder:.@8"]}
     found = chapters.located(given, sweeps)
     absolute = {"dataset": f"folder:{sweeps.parent / 'x'}", "weights": str(sweeps / "w.pth")}
+    absolute |= {"pool": f"images:{sweeps.parent / 'x'}@8", "pools": [f"folder:{sweeps}@8"]}
     assert found == given | absolute
     assert chapters.located({"weights": "DEFAULT"}, sweeps) == {"weights": "DEFAULT"}
 
