@@ -232,6 +232,33 @@ def test_snakemakes_own_arguments_reach_it_unchanged(sweeps, monkeypatch):
     assert ["--cores" in command for command in commands] == [False, False, False, True]
 
 
+SUBMIT = """#!/bin/sh
+nohup sh "$1" > "$1.log" 2>&1 &
+echo $!
+"""
+
+
+def test_a_cluster_by_an_executor_plugin(sweeps):
+    """Jobs are handed to a command that only starts them, as sbatch or qsub do."""
+    pytest.importorskip(
+        "snakemake_executor_plugin_cluster_generic",
+        reason="snakemake-executor-plugin-cluster-generic is not installed",
+    )
+    submit = sweeps.parent / "submit"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    runs = [{"chapter": "01", "grid": {"size": [2, 4, 11]}}]
+    arguments = ["--executor", "cluster-generic", "--jobs", "3", "--seconds-between-status-checks"]
+    arguments += ["1", "--cluster-generic-submit-cmd", str(submit)]
+    status, output = finish(sweeps, runs, *arguments)
+    assert status == 1, output
+    assert output.count("with external jobid") == 3
+    assert "3 runs: 2 done, 1 not" in output
+    assert "01_small (size=11): ChapterError: 01_small failed: AssertionError" in output
+    table = pd.read_csv(sweeps / "runs" / "many" / "results.csv")
+    assert sorted(table["area"]) == [4, 16]
+
+
 def test_two_sweeps_do_not_share_a_folder(sweeps):
     import fcntl
 
