@@ -178,7 +178,9 @@ def gather(folder: Path):
         elif failure.exists():
             failed.append(row | {"error": json.loads(failure.read_text())["error"]})
         else:
-            failed.append(row | {"error": f"no result yet: not started, or killed; see {key}/log.txt"})
+            failed.append(
+                row | {"error": f"no result yet: not started, or killed; see {key}/log.txt"}
+            )
     done, failed = pd.DataFrame(done), pd.DataFrame(failed)
     for table, name in ((done, "results.csv"), (failed, "failures.csv")):
         with whole(folder / name) as partial:

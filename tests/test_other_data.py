@@ -47,4 +47,7 @@ def test_a_chapter_runs_on_other_data(chapter, data, shapes, tmp_path):
     cells = nbformat.read(run.output, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
+    printed = "".join(o["text"] for o in outputs if o.get("name") == "stdout").splitlines()
+    if data == "folder":  # claims are about the chapter's own data
+        assert not [line for line in printed if line.endswith("False")]
     assert [o for o in outputs if "image/png" in o.get("data", {})]
