@@ -143,7 +143,7 @@ def execute(run: Run) -> float:
             kernel_name="python3",
             cwd=root() / "notebooks",
             progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],  # it warns of TCP, which stays on this machine
+            extra_arguments=["--log-level=CRITICAL"],  # else it warns of TCP on this machine
         )
     except PapermillExecutionError as error:
         raise ChapterError(
@@ -243,7 +243,8 @@ def note_runtime(run: Run, seconds: float) -> None:
     folder = runtimes(run.label)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"seconds": round(seconds), "hardware": hardware(), "date": f"{date.today()}"}
-    (folder / f"{run.chapter}.json").write_text(json.dumps(about, indent=2) + "\n")
+    with whole(folder / f"{run.chapter}.json") as partial:
+        partial.write_text(json.dumps(about, indent=2) + "\n")
 
 
 def hardware() -> str:

@@ -197,6 +197,8 @@ def flat_folder(path: Path) -> Source:
     else:
         check_folder(path)
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMG_EXTENSIONS)
+        if not files and any(f.is_dir() and not f.name.startswith(".") for f in path.iterdir()):
+            raise ValueError(f"no images in {path}: for a folder for each class write folder:PATH")
         named = [(file, file.stem.replace("-", "_").rpartition("_")[0]) for file in files]
     unnamed = [file for file, label in named if not label]
     if unnamed:

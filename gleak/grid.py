@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gleak.data import Batch
+from gleak.files import whole
 from gleak.identity import digest_of, folder_stamp, package_digest
 from gleak.training import cache_folder
 
@@ -57,9 +58,8 @@ def run_grid(
             found = [found] if isinstance(found, Mapping) else list(found)
             found = [{name: plain(name, value) for name, value in row.items()} for row in found]
             folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.partial")  # chapters may run side by side
-            partial.write_text(json.dumps(found))
-            partial.replace(file)
+            with whole(file) as partial:
+                partial.write_text(json.dumps(found))
         rows += [{**setting, **row} for row in found]
     return pd.DataFrame(rows)
 

@@ -19,6 +19,7 @@ from torchvision.transforms import functional as transforms
 
 from gleak.data import Batch, load_batch
 from gleak.datasets import known_names, open_source, sample_files
+from gleak.files import whole
 from gleak.identity import folder_stamp
 from gleak.models import build_model
 
@@ -146,9 +147,8 @@ def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options)
         return model
     train(model, data, steps=steps, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # chapters may run side by side
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
-    partial.replace(file)
+    with whole(file) as partial:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
     checksum.write_text(sha256(file))
     return model
 

@@ -67,9 +67,11 @@ def check_claim(file, size: int, what: str) -> None:
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a plain state dict, refused: {reason}") from None
+    except pickle.UnpicklingError:  # its message tells how to run the code all the same
+        raise ValueError(
+            f"{path} is no plain state dict: it is damaged, or holds more than tensors, which can "
+            "run code; refused"
+        ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a file of torch.save: {error}") from None
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):

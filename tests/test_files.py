@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 import gleak
 from gleak import chapters, sweep
 from gleak.files import whole
+from gleak.grid import run_grid
 
 
 @contextmanager
@@ -70,3 +71,17 @@ def test_a_table_of_results(project):
     assert {name: (folder / name).read_bytes() for name in tables} == tables
     assert not list(folder.glob("*.partial"))
     assert len(pd.read_csv(folder / "failures.csv")) == 5
+
+
+def measured(n):
+    return {"text": "x" * 2000}
+
+
+def test_what_is_kept_for_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLEAK_CACHE", str(tmp_path))
+    with full_disk(1000):
+        with pytest.raises(OSError, match="too large"):
+            run_grid(measured, [{"n": 1}])
+        with pytest.raises((OSError, SafetensorError)):
+            gleak.trained_model("lenet", "fashion-mnist-samples", steps=1)
+    assert not files(tmp_path)
