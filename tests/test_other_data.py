@@ -4,12 +4,15 @@
 Slow, so not with plain pytest: make test runs them, or pytest -m slow.
 """
 
+import os
+
 import nbformat
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from gleak import chapters
+from gleak.records import stored_verdicts
 
 CHAPTERS = [name for name in chapters.chapters() if not chapters.reads_verdicts(name)]
 
@@ -52,3 +55,36 @@ def test_a_chapter_runs_on_other_data(chapter, data, shapes, tmp_path):
     if data == "folder":  # claims about the chapter's own data are not made of others
         assert not [line for line in claims.splitlines() if line.endswith("False")]
     assert [o for o in outputs if "image/png" in o.get("data", {})]
+
+
+SIGNED = """
+from torch import nn
+
+def signed(channels, num_classes, size):
+    side = (size + 3) // 4
+    layers = [nn.Conv2d(channels, 8, 5, padding=2, stride=4), nn.Tanh(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8 * side * side, num_classes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "chosen"),
+    [
+        ("02", {"model": "module:own_signed:signed"}),  # features that many label rules refuse
+        ("03", {"model": "module:own_signed:signed", "steps": [0], "epochs": [2]}),
+        ("03", {"steps": [15], "epochs": [2, 3]}),
+        ("10", {"model": "lenet"}),
+    ],
+)
+def test_a_chapter_runs_on_other_networks_and_stages(number, chosen, tmp_path, monkeypatch):
+    (tmp_path / "own_signed.py").write_text(SIGNED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # put back what a run adds
+    chapter = chapters.resolve(number)
+    smoke = chapters.profile_run(chapter, "smoke").parameters
+    run = chapters.own_run(chapter, smoke | chosen, tmp_path / "out")
+    chapters.execute(run)
+    verdicts = stored_verdicts([run.output])
+    assert verdicts
+    assert not [record for record in verdicts if "nan" in record["measured"]]
