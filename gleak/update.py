@@ -3,7 +3,8 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -115,6 +116,28 @@ class Update:
             name: (before[name].detach() - after) / (lr * weight)
             for name, after in self.weights_after.items()
         }
+
+    def as_gradient(self, place: float | None = None) -> "Update":
+        """The update read as one gradient, taken somewhere on the client's way: a FedSGD update
+        whose model is W0 + place (WT - W0).
+
+        place: by default where the local gradients were taken on average, (s - 1) / (2 s) for s
+        steps of plain SGD. If the gradient changes evenly along the line from W0 to WT, their mean
+        is the gradient there. So this reading is wrong only to second order in the length of the
+        way; as the gradient at W0 the equivalent gradient is wrong to first order.
+
+        A FedSGD update is returned as it is. Raises MissingKnowledge as `equivalent_gradient`.
+        """
+        if self.gradient is not None:
+            return self
+        gradient, model = self.equivalent_gradient(), copy.deepcopy(self.model)
+        if place is None:
+            place = mean_place(self.local_steps, self.facts.get("momentum", 0.0))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in self.weights_after:
+                    weight.lerp_(self.weights_after[name].to(weight), place)
+        return replace(self, model=model, gradient=gradient, weights_after=None)
 
     def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The equivalent gradient of W (N, M) and of b (N,), None for a layer without bias.
@@ -318,6 +341,15 @@ def is_dropout(module: nn.Module) -> bool:
 def weight_of_steps(steps: int, momentum: float) -> float:
     """How much the gradients of all local steps weigh in W0 - WT: their number, for plain SGD."""
     return sum(momentum**later * (steps - later) for later in range(steps))
+
+
+def mean_place(steps: int, momentum: float) -> float:
+    """Where the local gradients were taken on average, 0 at W0 and 1 at WT, each as it weighs in
+    W0 - WT.
+    """
+    gone = [weight_of_steps(step, momentum) for step in range(steps + 1)]  # before each step
+    weights = [later - sooner for sooner, later in pairwise(gone)][::-1]  # the first weighs most
+    return sum(w * place for w, place in zip(weights, gone, strict=False)) / gone[-1] ** 2
 
 
 def batch_norm_mode(model: nn.Module) -> str:

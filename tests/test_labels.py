@@ -443,8 +443,24 @@ def test_images_one_by_one_are_refused_where_the_gradient_cannot_hold_them():
     with pytest.raises(gleak.MissingKnowledge, match="10 images and 10 classes"):
         gleak.single_images(gleak.fedsgd(model, batch))
     few = gleak.load_batch("cifar10-samples", indices=[0, 1, 3, 4])
-    with pytest.raises(gleak.MissingKnowledge, match="single step"):
-        gleak.single_images(gleak.fedavg(model, few, epochs=2, batch_size=2, lr=0.01))
+    with pytest.raises(gleak.MissingKnowledge, match="lr"):
+        gleak.single_images(
+            gleak.fedavg(model, few, epochs=2, lr=0.01, reveal=["epochs", "batch_size"])
+        )
+
+
+def test_images_one_by_one_from_weights_in_the_middle_of_the_way():
+    pool = gleak.load_pool("imagenet-crops")
+    model = gleak.trained_model("lenet", "imagenet-crops", steps=40, seed=3, activation="relu")
+    together = 0
+    for seed in range(3):
+        batch = gleak.draw_batch(pool, 4, seed=seed)
+        update = gleak.fedavg(model, batch, epochs=5, lr=1e-3)
+        found = gleak.single_images(update)
+        together += len(found.labels)
+        missing = batch.label_counts - torch.bincount(found.labels, minlength=batch.num_classes)
+        assert (missing >= 0).all()
+    assert together >= 6  # of twelve
 
 
 def test_small_batches_on_a_trained_network_are_restored_with_certainty():

@@ -1,8 +1,9 @@
 """`gleak` on weights: undo the drift of local training, then read the gradient in closed form.
 
-A FedAvg client sends D, the mean of gradients along its way, where a FedSGD client sends g, the one
-at W0. For any guess x of its images the server can simulate both, D(x) and g(x). Their difference
-depends little on details of the images, so
+A FedAvg client sends D, the mean of gradients along its way from W0 to WT. Where the way is
+straight and the gradient changes evenly, that is the gradient g in its middle, a place that the
+server knows. For what is left, take any guess x of the client's images: the server can simulate
+both, D(x) and g(x). Their difference depends little on details of the images, so
 
     g  ~  D + g(x) - D(x),
 
@@ -32,14 +33,15 @@ def undrifted(
     update_model: Callable[..., Simulation],
     seed: int = 0,
 ) -> tuple[Update, float]:
-    """The FedSGD update of the same client, as far as a guess of its images tells.
+    """The update as one gradient (see `Update.as_gradient`), as far as a guess of its images tells.
 
     images (K, C, H, W), labels (K,): the guess. Returned along with the update is the relative
     distance of the weights that the guess would have led to; 0 for the client's own images.
 
     Raises MissingKnowledge when the client told no lr, epochs or batch size.
     """
-    sent = update.equivalent_gradient()
+    middle = update.as_gradient()
+    sent = middle.gradient
     gradient = partial(local_gradient, update.model)
     images = images.to(update.classifier.weight)
     orders = ORDERS if update.facts["batch_size"] < update.num_samples else 1
@@ -50,15 +52,16 @@ def undrifted(
         learnt = [tensor.requires_grad_() for tensor in simulation.learnt]
         found = simulation.run(gradient, repeated, labels, *learnt)
         drifted = [mean + f.detach() / orders for mean, f in zip(drifted, found, strict=True)]
-    at_start = equivalent(update, list(sent), seed).run(gradient, images, labels)
+    at_middle = equivalent(middle, list(sent), seed).run(gradient, images, labels)
     corrected = {
-        name: sent[name] + start.detach() - end
-        for name, start, end in zip(sent, at_start, drifted, strict=True)
+        name: sent[name] + here.detach() - end
+        for name, here, end in zip(sent, at_middle, drifted, strict=True)
     }
     distance = l2(drifted, list(sent.values())).sqrt().item()
-    return as_gradient(update, corrected), distance
+    return replace(middle, gradient=corrected), distance
 
 
-def as_gradient(update: Update, gradient: dict[str, torch.Tensor]) -> Update:
-    """A FedSGD update of the same client."""
-    return replace(update, gradient=gradient, weights_after=None)
+def classifier_drift(one: Update, other: Update) -> float:
+    """The relative distance of the classifier's gradients, which tell the features of images."""
+    gradients = [update.classifier_gradient()[0] for update in (one, other)]
+    return l2(gradients[1:], gradients[:1]).sqrt().item()

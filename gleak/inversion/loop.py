@@ -10,10 +10,10 @@ from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
-from gleak.inversion.drift import as_gradient, undrifted
+from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.exact import exact_images
 from gleak.inversion.objective import Objective
-from gleak.inversion.peel import Peeled, chain, image_features, peel
+from gleak.inversion.peel import image_features, peel
 from gleak.inversion.search import Inversion, Search
 from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
 from gleak.update import MissingKnowledge, Update
@@ -130,26 +130,27 @@ def in_stages(
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the equations of the closed form may fit while there is drift left
+STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
 
 
 def undrift(update, labels, update_model, seed, progress, compile, start, overrides) -> Inversion:
     """`gleak` on the weights of a FedAvg client, in rounds: see `drift`.
 
-    The first images are those with the features of the equivalent gradient. Where the drift is too
-    large for it to have any, they come from matching gradients along the line from W0 to WT. The
-    images whose simulated weights come nearest to the client's are kept.
+    The first images are those that fit the update as one gradient. Where the drift is too large for
+    a closed form, they come from matching gradients along the line from W0 to WT. Where it turns
+    out to be next to nothing, the search goes on from the update as it was. The images whose
+    simulated weights come nearest to the client's are kept.
 
     Raises MissingKnowledge where there is no closed form at all.
     """
     counts = torch.bincount(labels, minlength=update.num_classes)
-    flat = as_gradient(update, update.equivalent_gradient())
-    layers = tuple(chain(update.model))
+    middle = flat = update.as_gradient()
     image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
     best, nearest, histories, left = None, torch.inf, [], None
     settled = last = False
     while not last:
         try:
-            features, _ = image_features(flat, counts, LOOSE)
+            peeled = peel(flat, counts, LOOSE)
         except MissingKnowledge:
             if best:
                 break
@@ -157,9 +158,6 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
             settings = dataclasses.replace(ATTACKS["inverting-gradients"], iterations=100)
         else:
             model, seen = equivalent, flat
-            # the layers before ask for more digits than an undone drift leaves
-            features = features.to(update.classifier.weight)
-            peeled = Peeled(layers, len(layers) - 1, features)
             settings = replace_all(preset_for(peeled, update), overrides)
             total = sum(stage.iterations for stage in stages_of(settings))
             left = total if left is None else left
@@ -175,6 +173,8 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
         flat, distance = undrifted(update, found.images, labels, update_model, seed)
         histories.append(found.history.assign(distance_of_weights=distance))
         settled = bool(best) and distance > 0.9 * nearest
+        if peeled and classifier_drift(middle, flat) < STRAIGHT:
+            flat, settled = middle, True
         if distance < nearest:
             best, nearest = found, distance
         start = found.images

@@ -45,7 +45,9 @@ class Objective:
             self.trunk = nn.Sequential(*peeled.layers[: peeled.depth])
             with torch.no_grad():
                 gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.activations))
-            self.spread = (peeled.activations - gray).square().mean()
+            # images that a trained network answers faintly must not drown beside the others
+            away = (peeled.activations - gray).square().flatten(1).mean(1)
+            self.spread = away.view(-1, *[1] * (gray.ndim - 1))
         if not scaled and "cosine" not in attack.distance:
             raise MissingKnowledge(
                 f"the distance {attack.distance} needs the scale of a gradient, for which the "
@@ -79,7 +81,7 @@ class Objective:
         for name in self.columns[2:]:
             if name == "features":
                 error = self.trunk(images) - self.peeled.activations
-                term = error.square().mean() / self.spread
+                term = (error.square() / self.spread).mean()
             elif name == "batch_norm":
                 term = statistics_distance(entered, self.norms) if self.norms else zero
             elif name == "group":

@@ -175,6 +175,7 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
             shapes.append(tuple(probe.shape))
 
     features, probabilities = image_features(update, counts, precision)
+    tolerance = max(TOLERANCE, precision)
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features
@@ -200,7 +201,8 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
             if observed is None:
                 break
             shape = shapes[index][1:]
-            inputs = solve_input(layer, slope, observed.double(), values, active, shape)
+            target = observed.double()
+            inputs, misfit = solve_input(layer, slope, target, values, active, shape)
             for _ in range(5):
                 # with almost right inputs, the layer itself says which units were active
                 if inputs is None or not isinstance(layers[index + 1], nn.ReLU):
@@ -210,9 +212,12 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
                 again = outputs > 0
                 if (again == active).all():
                     break
+                found = solve_input(layer, above * again, target, outputs, again, shape)
+                if found[0] is None or found[1] >= misfit:
+                    break
                 active, values, slope = again, outputs, above * again
-                inputs = solve_input(layer, slope, observed.double(), values, active, shape)
-            if inputs is None:
+                inputs, misfit = found
+            if inputs is None or misfit > tolerance:
                 break
             slope = pull_back(layer, slope, inputs)
             values = inputs
@@ -226,7 +231,7 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
             values = values * layer.std.double() + layer.mean.double()
         else:
             break
-        if not consistent(layers[index:], values, features):
+        if not consistent(layers[index:], values, features, tolerance):
             break
         depth, known = index, values
     return Peeled(tuple(layers), depth, known.to(update.classifier.weight.dtype))
@@ -280,8 +285,9 @@ def chain(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor | None:
-    """The input (K, *shape) of a linear layer, or None where it is not determined.
+def solve_input(layer, slope, observed, outputs, known, shape) -> tuple[torch.Tensor | None, float]:
+    """The input (K, *shape) of a linear layer, None where it is not determined, and the relative
+    error of the gradient that it makes.
 
     Two sets of equations: the weight gradient is linear in the input, given the slope at the
     output; and so is the output itself, as far as it is known (behind ReLU: where it is active).
@@ -289,7 +295,7 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor |
     if isinstance(layer, nn.Linear):
         matrix, target, channels = slope.T, observed, 1  # observed = slope^T @ inputs
     elif layer.groups != 1 or layer.padding_mode != "zeros":
-        return None
+        return None, torch.inf
     else:
         channels, height, width = shape
         unit = torch.eye(height * width).to(slope).view(-1, 1, height, width)
@@ -308,15 +314,14 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor |
     left, values, right = torch.linalg.svd(matrix, full_matrices=True)
     rank = int((values > 1e-6 * values[0]).sum())
     solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
-    if (matrix @ solution - target).norm() > TOLERANCE * target.norm():
-        return None
+    misfit = ((matrix @ solution - target).norm() / target.norm()).item()
     inputs = as_inputs(solution)
     free = len(right) - rank
     if not free:
-        return inputs
+        return inputs, misfit
     # What the gradient leaves open, the output may tell.
     if isinstance(layer, nn.Linear) or free * channels > min(4096, int(known.sum())):
-        return None
+        return None, torch.inf
     unit = torch.eye(channels).to(slope)
     basis = torch.einsum("fp,cd->fcpd", right[rank:], unit).flatten(0, 1)
     with torch.no_grad():
@@ -324,7 +329,7 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> torch.Tensor |
         columns = [(double(layer, as_inputs(b)) - zero)[known] for b in basis]
         missing = (outputs - double(layer, inputs))[known]
     weights = torch.linalg.lstsq(torch.stack(columns, dim=1), missing[:, None]).solution
-    return inputs + as_inputs((basis * weights[:, :, None]).sum(0))
+    return inputs + as_inputs((basis * weights[:, :, None]).sum(0)), misfit
 
 
 @torch.no_grad()

@@ -74,7 +74,8 @@ class LabelPosterior:
 
     counts: whole numbers that sum to K, the best in expected instance accuracy.
     mean, low, high: posterior mean and the interval that holds the count with 90 % probability.
-    at_least: what the signs of the gradient prove to be there, and the images found one by one.
+    at_least: what the signs of the gradient prove to be there, and the images found one by one;
+    the latter are next to certain for one local step, and likely for several.
     certain: whether the interval is a single number.
     trust: 1 where the gradient gives the counts directly, 0 where it gives only shares of a flow.
     """

@@ -1,7 +1,6 @@
 """What a label method works on: the update's last layer, and the statistics it may lean on."""
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -70,7 +69,7 @@ class Case:
         """The update with its model at each place along the path where statistics are taken."""
         if self.update.weights_after is None:
             return [self.update]
-        return [moved(self.update, place) for place in PATH[self.along]]
+        return [self.update.as_gradient(place) for place in PATH[self.along]]
 
     def path_mean(self, of) -> torch.Tensor:
         values = [of(update).double() for update in self.places]
@@ -143,17 +142,6 @@ class Case:
                 "this method reads signs, so it needs features that are never negative (a ReLU or "
                 "sigmoid in front of the classifier); those of this model are"
             )
-
-
-def moved(update: Update, place: float) -> Update:
-    """A FedAvg update with its model at W0 + place (WT - W0), and its equivalent gradient."""
-    model = copy.deepcopy(update.model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in update.weights_after:
-                parameter.lerp_(update.weights_after[name].to(parameter), place)
-    gradient = update.equivalent_gradient()
-    return replace(update, model=model, gradient=gradient, weights_after=None)
 
 
 def random_inputs(count: int, shape, seed: list[int], distribution: str) -> torch.Tensor:

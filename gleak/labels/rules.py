@@ -11,7 +11,7 @@ whole. g stands for the row sums of grad W, K for the number of samples, N for t
 import torch
 from scipy.optimize import nnls
 
-from gleak.labels.case import Case, forward_all, moved
+from gleak.labels.case import Case, forward_all
 from gleak.update import Update
 
 
@@ -142,7 +142,8 @@ def rlu(case: Case) -> torch.Tensor:
     counts = rlu_counts(others(case.class_softmax), case)
     if steps == 1:
         return counts
-    start, end = (others(class_logits(moved(case.update, place), case)) for place in (0.0, 1.0))
+    ends = (case.update.as_gradient(place) for place in (0.0, 1.0))
+    start, end = (others(class_logits(update, case)) for update in ends)
     return rlu_path(counts, start, end, case)
 
 
