@@ -92,6 +92,8 @@ def invert(
         except MissingKnowledge:
             pass  # no closed form for this network or batch: match through the update model
     elif settings.features or attack == "gleak":
+        if attack == "gleak":
+            update = update.as_gradient()  # weights are read in the middle of the way
         try:
             peeled = peel(update, counts, precision)
         except MissingKnowledge:

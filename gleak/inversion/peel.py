@@ -62,8 +62,8 @@ def image_features(
 
     Raises MissingKnowledge where neither finds them, and for counts that are not those found.
     """
-    try:
-        singles = single_images(update)
+    try:  # those of weights would belong to another model, see `Update.as_gradient`
+        singles = single_images(update) if update.local_steps == 1 else None
     except MissingKnowledge:
         singles = None
     if not singles or not singles.complete:
