@@ -7,6 +7,7 @@ from gleak.inversion.distances import DISTANCES
 
 OPTIMIZERS = ("adam", "adamw", "signed-adam", "lbfgs")
 SCHEDULES = ("constant", "step", "cosine")
+DERIVATIVES = ("difference", "exact")
 STARTS = ("normal", "uniform", "gray", "patterned")
 
 
@@ -32,6 +33,7 @@ class Attack:
     batch_norm: float = 0.0  # distance to known batch norm statistics
     group: float = 0.0  # distance to the mean over the restarts
     # the search
+    derivative: str = "difference"  # of the gradient by the images; L-BFGS takes the exact one
     optimizer: str = "signed-adam"
     lr: float = 0.1
     schedule: str = "step"  # step: divided by 10 at 3/8, 5/8 and 7/8 of the way
@@ -48,6 +50,7 @@ class Attack:
         check_known("distance", self.distance, DISTANCES)
         check_known("optimizer", self.optimizer, OPTIMIZERS)
         check_known("schedule", self.schedule, SCHEDULES)
+        check_known("derivative", self.derivative, DERIVATIVES)
         check_known("start", self.start, STARTS)
         for name in (*WEIGHTS, "lr", "noise", "tv_end"):
             if not 0 <= getattr(self, name) < float("inf"):

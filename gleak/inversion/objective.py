@@ -1,11 +1,19 @@
 """The loss of one attack on one update, and its gradient by all that the attack searches."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.batch_norm import batch_norm_targets, listen, statistics_distance
+from gleak.inversion.difference import (
+    difference_fits,
+    differenced_gradient,
+    functional_slopes,
+    slopes,
+)
 from gleak.inversion.distances import DISTANCES
 from gleak.inversion.priors import PRIORS
 from gleak.inversion.update_models import (
@@ -53,14 +61,20 @@ class Objective:
                 f"the distance {attack.distance} needs the scale of a gradient, for which the "
                 "client would have to tell lr, epochs, batch_size; cosine needs none"
             )
-        self.observed = [sent[name] for name in names]
+        self.names, self.observed = names, [sent[name] for name in names]
         self.simulation = update_model(update, names, seed)
         self.norms = batch_norm_targets(update.model, statistics) if attack.batch_norm else {}
         self.columns = ["loss", "distance"] + [
             name for name in attacks.WEIGHTS if name != "match" and getattr(attack, name)
         ]
+        self.gradient = partial(local_gradient, update.model)
         self.step = self.eager_step
-        if compile and not self.norms and self.simulation.compiles:  # hooks would break it apart
+        if attack.match and self.takes_differences():
+            passes = partial(slopes, update.model)
+            if compile:  # which leaves partials alone
+                passes = compiled(lambda *which: functional_slopes(update.model, *which), passes)
+            self.gradient = partial(differenced_gradient, passes)
+        elif compile and not self.norms and self.simulation.compiles:  # hooks would break it apart
             self.step = compiled(self.functional_step, self.eager_step)
 
     def loss(self, inputs, fade, gradient) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +108,18 @@ class Objective:
             total = total + attack.match * self.simulation.penalty(images, *learnt)
         return total, torch.stack([distance, *terms]).detach()
 
+    def takes_differences(self) -> bool:
+        """Whether the derivative of the gradient can be a difference, which is cheaper.
+
+        The line search of L-BFGS needs all digits, hooks on batch norm a graph, and graphics cards
+        round convolutions too much.
+        """
+        if self.attack.derivative == "exact" or self.attack.optimizer == "lbfgs" or self.norms:
+            return False
+        sent = dict(zip(self.names, self.observed, strict=True))
+        distance = DISTANCES[self.attack.distance]
+        return self.observed[0].is_cpu and difference_fits(self.update, sent, self.labels, distance)
+
     def parts(self, inputs):
         """Images, targets for the cross-entropy, and what the update model learns."""
         images, *learnt = inputs
@@ -102,26 +128,20 @@ class Objective:
 
     def eager_step(self, inputs, fade):
         """The step through autograd: the fastest without a compiler."""
-
-        def gradient(*where):
-            return local_gradient(self.update.model, *where)
-
-        loss, terms = self.loss(inputs, fade, gradient)
-        slopes = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-        return loss.detach(), terms, slopes
+        loss, terms = self.loss(inputs, fade, self.gradient)
+        found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        return loss.detach(), terms, found
 
     def functional_step(self, inputs, fade):
         """`eager_step` in functional form."""
-
-        def gradient(*where):
-            return functional_gradient(self.update.model, *where)
+        gradient = partial(functional_gradient, self.update.model)
 
         def loss_of(*inputs):
             return self.loss(inputs, fade, gradient)
 
         which = tuple(range(len(inputs)))
-        slopes, (loss, terms) = torch.func.grad_and_value(loss_of, which, has_aux=True)(*inputs)
-        return loss, terms, slopes
+        found, (loss, terms) = torch.func.grad_and_value(loss_of, which, has_aux=True)(*inputs)
+        return loss, terms, found
 
     def enlarge(self, images):
         """Images of the search's resolution (K, C, h, w) at full size."""
@@ -131,9 +151,9 @@ class Objective:
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def compiled(step, fallback):
-    """The step through torch.compile; the fallback, with a note, where that does not work."""
-    current = torch.compile(step)
+def compiled(function, fallback):
+    """The function through torch.compile; the fallback, with a note, where that does not work."""
+    current = torch.compile(function)
 
     def call(*inputs):
         nonlocal current

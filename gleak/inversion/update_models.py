@@ -232,10 +232,12 @@ def local_gradient(
 ) -> tuple[torch.Tensor, ...]:
     """The gradient, by the weights of these names, of the mean cross-entropy at these weights.
 
-    Through autograd, the fastest; differentiable again.
+    Through autograd, and differentiable again.
     """
-    loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
     wanted = [weights[name] for name in names]
+    wanted = [w if w.requires_grad else w.detach().requires_grad_() for w in wanted]
+    weights = weights | dict(zip(names, wanted, strict=True))
+    loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
     return torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
 
 
@@ -299,22 +301,19 @@ class Recomputed(torch.autograd.Function):
 
 
 def start_of(update: Update) -> Weights:
-    """W0: all that the client trains."""
-    return {name: p for name, p in update.model.named_parameters() if p.requires_grad}
+    """W0, cut off from autograd: all that the client trains."""
+    return {name: p.detach() for name, p in update.model.named_parameters() if p.requires_grad}
 
 
 def ends_of(update: Update) -> tuple[Weights, Weights]:
     """W0 and WT, cut off from autograd; what was not sent counts as unchanged."""
-    before = {name: p.detach() for name, p in start_of(update).items()}
+    before = start_of(update)
     return before, before | dict(update.weights_after)
 
 
 def between(before: Weights, after: Weights, share) -> Weights:
-    """(1 - share) W0 + share WT; gradients can be taken there."""
-    place = {name: before[name] + share * (after[name] - before[name]) for name in before}
-    if not isinstance(share, torch.Tensor):
-        place = {name: weight.requires_grad_() for name, weight in place.items()}
-    return place
+    """(1 - share) W0 + share WT."""
+    return {name: before[name] + share * (after[name] - before[name]) for name in before}
 
 
 def a_number(update: Update, value: float) -> torch.Tensor:
