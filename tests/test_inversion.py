@@ -218,6 +218,8 @@ def test_the_functional_step_is_the_eager_step(update, batch, monkeypatch, optim
 def test_one_image_of_a_smooth_network_comes_back_in_closed_form(batch):
     one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
     update = gleak.fedsgd(gleak.build_model("lenet", one, seed=1), one)
+    with pytest.raises(ValueError, match="no features left"):
+        gleak.invert(update, one.label_counts, "general", features=1, progress=False)
     result = gleak.invert(update, one.label_counts, "gleak", progress=False)
     assert result.attack is None  # there was nothing to search
     assert (result.images - one.images).abs().max() < 5e-3

@@ -99,9 +99,14 @@ def invert(
         except MissingKnowledge:
             if settings.features:
                 raise
+    if peeled and peeled.depth == 0:
+        if attack != "gleak":
+            raise ValueError(
+                "the closed form ends at the images: there are no features left to search for; "
+                'attack="gleak" returns these images'
+            )
+        return closed_form(peeled.activations, labels)
     if attack == "gleak" and peeled and peeled.depth < len(peeled.layers) - 1:
-        if peeled.depth == 0:
-            return closed_form(peeled.activations, labels)
         settings = replace_all(preset_for(peeled, update), overrides)
 
     def objective(stage):
