@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 import gleak
 from gleak.inversion import labels_of, unrolled
 from gleak.inversion.drift import classifier_drift, undrifted
-from gleak.inversion.peel import image_features
+from gleak.inversion.peel import image_features, peel
+from gleak.inversion.switching import active_shares
 
 
 def error(found, truth) -> float:
@@ -39,10 +41,10 @@ def test_a_rough_guess_of_the_images_brings_the_features_nearer(batch):
     assert classifier_drift(before, after) == pytest.approx(errors[0], rel=0.5)
 
 
-@pytest.mark.parametrize("settings", [{"epochs": 5}, {"epochs": 2, "batch_size": 2}])
+@pytest.mark.parametrize("settings", [{"epochs": 10}, {"epochs": 4, "batch_size": 2}])
 def test_gleak_undoes_the_drift_in_rounds(batch, settings):
-    net = gleak.build_model("convnet", batch, seed=1)
-    update = gleak.fedavg(net, batch, lr=0.01, **settings)
+    net = gleak.build_model("convnet", batch, seed=1, width=16)
+    update = gleak.fedavg(net, batch, lr=0.03, **settings)
     options = {"iterations": 60, "update_model": "unrolled", "progress": False}
     result = gleak.invert(update, batch.label_counts, "gleak", **options)
     distances = result.history["distance_of_weights"]
@@ -95,3 +97,51 @@ def test_what_rounds_cannot_take_is_refused(batch):
     update = gleak.fedavg(gleak.build_model("convnet", batch), batch, epochs=2)
     with pytest.raises(ValueError, match="takes no snapshots, statistics or precision"):
         gleak.invert(update, batch.label_counts, "gleak", update_model="unrolled", snapshots=[0])
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_with_little_drift_layers_before_the_last_are_peeled_too(batch, epochs):
+    net = gleak.build_model("convnet", batch, seed=1)
+    middle = gleak.fedavg(net, batch, epochs=epochs, lr=0.001).as_gradient()
+    peeled = peel(middle, batch.label_counts, 0.05)
+    assert peeled.depth == peel(gleak.fedsgd(net, batch), batch.label_counts).depth
+    exact = batch.images[batch.labels.argsort()]
+    for layer in peeled.layers[: peeled.depth]:
+        exact = layer(exact)
+    assert error(peeled.activations, exact) < 0.005
+
+
+def test_little_drift_leaves_all_iterations_to_one_search(batch):
+    update = gleak.fedavg(gleak.build_model("convnet", batch, seed=1), batch, epochs=5, lr=0.001)
+    options = {"iterations": 30, "update_model": "unrolled", "progress": False}
+    result = gleak.invert(update, batch.label_counts, "gleak", **options)
+    assert result.attack.iterations == len(result.history) == 30
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_shares_of_the_way_come_back(kind):
+    draws = torch.Generator().manual_seed(0)
+    if kind == "conv":
+        layer = nn.Conv2d(6, 16, 3, padding=1)
+        inputs = torch.rand(2, 6, 4, 4, generator=draws, dtype=torch.float64)
+    else:
+        layer = nn.Linear(6, 60)
+        inputs = torch.rand(4, 6, generator=draws, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    layer = layer.double()
+    outputs = layer(inputs).detach()
+    slope = torch.randn(outputs.shape, generator=draws, dtype=torch.float64)
+    size = outputs.square().mean([0, *range(2, outputs.ndim)], keepdim=True).sqrt()
+    share = (outputs > 0).double()
+    switched = outputs.abs() < 0.08 * size
+    assert switched.any()
+    share[switched] = torch.rand(int(switched.sum()), generator=draws, dtype=torch.float64)
+    observed = pull_back_weight(layer, inputs, slope * share)
+    found = active_shares(layer, slope, observed, inputs, outputs, (outputs > 0).double())
+    assert (found - share).abs().max() < 0.02
+
+
+def pull_back_weight(layer, inputs, slope):
+    return torch.autograd.grad(layer(inputs), layer.weight, slope)[0]

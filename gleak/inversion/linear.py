@@ -1,6 +1,8 @@
 """Linear algebra that the closed forms share."""
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 
 def double(layer, inputs: torch.Tensor) -> torch.Tensor:
@@ -13,6 +15,33 @@ def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """The slope at a linear layer's input from the one at its output."""
     inputs = torch.zeros_like(inputs).requires_grad_()
     return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
+
+
+def input_equations(layer, slope: torch.Tensor, shape) -> torch.Tensor:
+    """The matrix (out, taps, K x pixels) that makes a weight gradient of a layer's inputs.
+
+    slope: at the output (K, out, ...). shape: of one input. A linear layer has one tap and one
+    pixel. The product with inputs (K x pixels, channels) is the gradient as `by_tap` has it.
+    """
+    if isinstance(layer, nn.Linear):
+        return slope.T[:, None]
+    size = shape[1] * shape[2]
+    unit = torch.eye(size).to(slope).view(-1, 1, *shape[1:])
+    matrix = torch.einsum("kop,qtp->otkq", slope.flatten(2), taps(layer, unit)[:, :, 0])
+    return matrix.flatten(2)
+
+
+def taps(layer, inputs: torch.Tensor) -> torch.Tensor:
+    """What each weight of a layer sees of its inputs: (K, taps, channels, places)."""
+    if isinstance(layer, nn.Linear):
+        return inputs[:, None, :, None]
+    found = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return found.unflatten(1, (inputs.shape[1], -1)).transpose(1, 2)
+
+
+def by_tap(weight: torch.Tensor) -> torch.Tensor:
+    """The weight (out, channels, ...) of a layer as (out, taps, channels)."""
+    return weight.view(*weight.shape[:2], -1).transpose(1, 2)
 
 
 def separate(mixed: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from gleak.inversion.attack import ATTACKS, Attack
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.exact import exact_images
 from gleak.inversion.objective import Objective
-from gleak.inversion.peel import image_features, peel
+from gleak.inversion.peel import TOLERANCE, image_features, peel
 from gleak.inversion.search import Inversion, Search
 from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
 from gleak.update import MissingKnowledge, Update
@@ -136,7 +136,7 @@ def in_stages(
 
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
-LOOSE = 0.05  # how badly the equations of the closed form may fit while there is drift left
+LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
 STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
 
 
@@ -144,9 +144,9 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
     """`gleak` on the weights of a FedAvg client, in rounds: see `drift`.
 
     The first images are those that fit the update as one gradient. Where the drift is too large for
-    a closed form, they come from matching gradients along the line from W0 to WT. Where it turns
-    out to be next to nothing, the search goes on from the update as it was. The images whose
-    simulated weights come nearest to the client's are kept.
+    a closed form, they come from matching gradients along the line from W0 to WT. Where it is next
+    to nothing, as noise or the images of a round tell, one search from the update as it was is the
+    last. The images whose simulated weights come nearest to the client's are kept.
 
     Raises MissingKnowledge where there is no closed form at all.
     """
@@ -154,10 +154,14 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
     middle = flat = update.as_gradient()
     image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
     best, nearest, histories, left = None, torch.inf, [], None
-    settled = last = False
+    # noise drifts about as far as images do: so it tells whether there is anything to undo
+    draws = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(labels), *update.input_shape, generator=draws)
+    guessed, _ = undrifted(update, noise, labels, update_model, seed)
+    last, settled = False, classifier_drift(middle, guessed) < STRAIGHT
     while not last:
         try:
-            peeled = peel(flat, counts, LOOSE)
+            peeled = peel(flat, counts, LOOSE, TOLERANCE)
         except MissingKnowledge:
             if best:
                 break

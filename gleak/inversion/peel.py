@@ -7,9 +7,10 @@ equations together have one solution: the features of every single image.
 The layers before. With o_k and p_k known, backpropagation from the loss down to a layer's output is
 known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
-than the batch has values there. This peels a network from its end, until a pooling layer or a layer
-with too few weights stops it. For single images this is R-GAP (Zhu & Blaschko 2021). Residual
-networks have a module of their own, `residual`.
+than the batch has values there. ReLU's units near zero are told along with it, see `switching`.
+This peels a network from its end, until a pooling layer or a layer with too few weights stops it.
+For single images this is R-GAP (Zhu & Blaschko 2021). Residual networks have a module of their own,
+`residual`.
 """
 
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from gleak.inversion.linear import double, pull_back
+from gleak.inversion.linear import by_tap, double, input_equations, pull_back
 from gleak.inversion.residual import peel_blocks
+from gleak.inversion.switching import active_shares
 from gleak.labels.single import single_images
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
 WRONG_COUNTS = "no softmax fits the classifier's gradient: are the counts right?"
 TOLERANCE = 1e-2  # relative error above which an equation counts as not solved
+EXACT = 1e-5  # and below which the slopes in it are right
+ROUNDS = 6  # of telling which units of a layer were active
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +160,17 @@ def features_at_once(
     raise MissingKnowledge(WRONG_COUNTS)
 
 
-def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled:
+def peel(
+    update: Update,
+    counts: torch.Tensor,
+    precision: float = 0.0,
+    misfit_allowed: float | None = None,
+) -> Peeled:
     """Peel the network from its end, as far towards the image as the gradient allows.
 
     precision: as for `image_features`. The layers before ask for more digits than the features do,
     so that noise or rounding ends the peeling early.
+    misfit_allowed: relative error of a layer's equations, by default the precision, 1 % at least.
 
     Raises MissingKnowledge for networks that are no chain of known layers, and where
     `image_features` does.
@@ -176,6 +186,7 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
 
     features, probabilities = image_features(update, counts, precision)
     tolerance = max(TOLERANCE, precision)
+    misfit_allowed = misfit_allowed or tolerance
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features
@@ -203,21 +214,22 @@ def peel(update: Update, counts: torch.Tensor, precision: float = 0.0) -> Peeled
             shape = shapes[index][1:]
             target = observed.double()
             inputs, misfit = solve_input(layer, slope, target, values, active, shape)
-            for _ in range(5):
-                # with almost right inputs, the layer itself says which units were active
-                if inputs is None or not isinstance(layers[index + 1], nn.ReLU):
+            share, behind = active.double(), isinstance(layers[index + 1], nn.ReLU)
+            near_zero = 0.1 if misfit < 0.1 else 0.2
+            for _ in range(ROUNDS if behind else 0):
+                if inputs is None or misfit < EXACT:
                     break
+                # with almost right inputs, the layer itself says which units were active
                 with torch.no_grad():
                     outputs = double(layer, inputs)
-                again = outputs > 0
-                if (again == active).all():
+                share = active_shares(layer, above, target, inputs, outputs, share, near_zero)
+                found = solve_input(layer, above * share, target, outputs, outputs > 0, shape)
+                before = misfit
+                if found[1] < misfit:
+                    slope, (inputs, misfit) = above * share, found
+                if misfit > 0.7 * before:
                     break
-                found = solve_input(layer, above * again, target, outputs, again, shape)
-                if found[0] is None or found[1] >= misfit:
-                    break
-                active, values, slope = again, outputs, above * again
-                inputs, misfit = found
-            if inputs is None or misfit > tolerance:
+            if inputs is None or misfit > misfit_allowed:
                 break
             slope = pull_back(layer, slope, inputs)
             values = inputs
@@ -292,26 +304,20 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> tuple[torch.Te
     Two sets of equations: the weight gradient is linear in the input, given the slope at the
     output; and so is the output itself, as far as it is known (behind ReLU: where it is active).
     """
-    if isinstance(layer, nn.Linear):
-        matrix, target, channels = slope.T, observed, 1  # observed = slope^T @ inputs
-    elif layer.groups != 1 or layer.padding_mode != "zeros":
+    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
         return None, torch.inf
-    else:
-        channels, height, width = shape
-        unit = torch.eye(height * width).to(slope).view(-1, 1, height, width)
-        patches = F.unfold(unit, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        # one matrix serves all input channels: (output channel, tap) x (image, pixel)
-        matrix = torch.einsum("kop,qtp->otkq", slope.flatten(2), patches)
-        matrix = matrix.reshape(-1, len(slope) * height * width)
-        target = observed.permute(0, 2, 3, 1).reshape(len(matrix), channels)
+    channels = shape[0]
+    # one matrix serves all input channels
+    matrix = input_equations(layer, slope, shape).flatten(0, 1)
+    target = by_tap(observed).flatten(0, 1)
 
     def as_inputs(solution):  # (image x pixel, channel) -> (K, *shape)
         if isinstance(layer, nn.Linear):
             return solution
-        solution = solution.T.reshape(channels, len(slope), height, width)
+        solution = solution.T.reshape(channels, len(slope), *shape[1:])
         return solution.transpose(0, 1)
 
-    left, values, right = torch.linalg.svd(matrix, full_matrices=True)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=len(matrix) < matrix.shape[1])
     rank = int((values > 1e-6 * values[0]).sum())
     solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
     misfit = ((matrix @ solution - target).norm() / target.norm()).item()
