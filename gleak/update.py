@@ -88,6 +88,15 @@ class Update:
         whole, rest = divmod(self.num_samples, int(batch_size))
         return int(epochs) * (whole + (rest > 0 and not self.facts.get("drop_last", False)))
 
+    @property
+    def evenly(self) -> bool:
+        """Whether each sample weighs the same in the update: one step, or full batches of SGD."""
+        if self.local_steps == 1:
+            return True
+        (batch_size,) = self.told("batch_size")
+        batches_are_full = self.num_samples % min(int(batch_size), self.num_samples) == 0
+        return batches_are_full and not self.facts.get("momentum", 0.0)
+
     def told(self, *names: str) -> list[float]:
         """The facts of these names; MissingKnowledge names those that the client kept to itself."""
         missing = [name for name in names if name not in self.facts]

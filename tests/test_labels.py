@@ -344,14 +344,63 @@ def test_fedavg_statistics_along_the_path(batch, along):
         assert torch.equal(counts, batch.label_counts)
 
 
+def test_random_inputs_are_moved_to_the_mean_embedding_of_the_gradient():
+    # All images have the embedding o, so grad W = grad b o^T; random ones have another.
+    draws = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*size, generator=draws).double() for size in ((4, 6), (4,)))
+    embedding, elsewhere = (torch.rand(6, generator=draws).double() + n for n in (0, 1))
+    counts = torch.tensor([300, 0, 250, 50]).double()
+    p = (weight @ embedding + bias).softmax(0)
+    g = p - counts / 600
+    random = elsewhere + 1e-3 * torch.randn(8, 6, generator=draws).double()
+    one = SimpleNamespace(
+        k=600, weight=weight, bias=bias, bias_gradient=g, weight_gradient=torch.outer(g, embedding)
+    )
+    one.non_negative = True
+    one.few_gaussian = one.few_natural = (None, random)
+    assert (600 * (p - (weight @ elsewhere + bias).softmax(0))).abs().max() > 50
+    found, spread = shares.unsure(one)
+    assert found == pytest.approx(counts.numpy(), abs=2)
+    assert (spread < 1).all()
+
+
+def test_untrained_sigmoid_features_do_not_pass_for_trained_ones():
+    samples = gleak.load_batch("cifar100-samples", indices=range(20))
+    for seed in range(4):
+        update = gleak.fedsgd(gleak.build_model("lenet", samples, seed=seed), samples)
+        found = gleak.label_posterior(update)
+        assert found.trust > 0.9
+        assert gleak.score_labels(found.counts, samples.label_counts)["instance"] >= 0.95
+
+
+@pytest.mark.parametrize(("batch_size", "evenly"), [(16, True), (10, False)])
+def test_signs_prove_the_same_over_local_steps(batch_size, evenly):
+    model, batch = trained()
+    update = gleak.fedavg(model, batch, epochs=5, batch_size=batch_size, lr=1e-3)
+    assert update.evenly == evenly
+    found = gleak.label_posterior(update)
+    assert (found.at_least <= batch.label_counts).all()
+    there = batch.label_counts > 0
+    assert (found.at_least[there] > 0).double().mean() > 0.6
+    least = bayes.proven(case.Case(update))
+    assert (least.max() > 1) == evenly  # without even weights only presence is proven
+
+
+def test_signs_within_the_rounding_of_the_weights_prove_nothing():
+    model, batch = trained()
+    with torch.no_grad():
+        model[-1][-1].weight.add_(100)  # float32 now steps by 8e-6, more than lr times the gradient
+    update = gleak.fedavg(model, batch, epochs=5, batch_size=16, lr=1e-6)
+    assert case.Case(update).unseen.all()
+    assert not case.Case(gleak.fedsgd(model, batch)).unseen.all()
+
+
 def test_rank_one_least_squares_against_the_plain_form():
     generator = torch.Generator().manual_seed(0)
     d, e = (torch.randn(4, n, generator=generator).double() for n in (4, 6))
     x = torch.tensor([2.0, 0, 1, 5]).double()
     weight, bias = (d.T * x) @ e, d.T @ x
-    found, residual = shares.rank_one_nnls(d, e, weight, bias)
-    assert found == pytest.approx(x.numpy(), abs=1e-5)
-    assert residual == pytest.approx(0, abs=1e-6)
+    assert shares.rank_one_nnls(d, e, weight, bias) == pytest.approx(x.numpy(), abs=1e-5)
 
 
 def test_best_counts_maximise_the_expected_overlap():

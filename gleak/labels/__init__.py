@@ -58,7 +58,8 @@ def restore_labels(
     method: one of `list_label_methods()`. The zero-shot ones take their statistics from `inputs`
     random images, fixed by `seed`, of a `distribution`: "gaussian" pixels or "natural" smoothness;
     with `aux`, a Batch of the server's own, from that instead.
-    along: for FedAvg, the weights at which statistics are taken: start, end or average.
+    along: for FedAvg, the weights at which statistics are taken: start, end or average. gleak does
+    not ask: it has its own (see `gleak.labels.shares`).
 
     Raises ValueError for an unknown method, MissingKnowledge for one that needs more than the
     update offers.

@@ -23,8 +23,8 @@ from gleak.update import MissingKnowledge, Update
 # unknown skew. Batches far from even say so by their signs and shares.
 PRIOR = {0.01: 0.1, 0.1: 0.1, 0.3: 0.1, 1.0: 0.1, 3.0: 0.1, 1000.0: 0.5}
 
-# On an unsure network the shares are counts, wrong by some part of the softmax mass that the class
-# gets, which is share + K grad b. The evidence chooses the part.
+# On an unsure network the shares are counts, wrong by some part of K times the deviation of the
+# softmax of a class among images. The evidence chooses the part.
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 # On a network that knows its images a share is a matter of how hard the images of a class are. LEAK
@@ -97,12 +97,12 @@ class LabelPosterior:
         return pd.DataFrame({name: getattr(self, name).tolist() for name in names})
 
 
-def label_posterior(update: Update, *, seed: int = 0, along: str = "start") -> LabelPosterior:
+def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     """Label counts with 90 % intervals, from the update alone.
 
     Raises MissingKnowledge when the classifier has no bias.
     """
-    return describe(Case(update, seed=seed, inputs=FEW, along=along))
+    return describe(Case(update, seed=seed, inputs=FEW))
 
 
 def gleak(case: Case) -> torch.Tensor:
@@ -129,7 +129,7 @@ def posterior_of(case: Case, found: Shares, least: np.ndarray) -> LabelPosterior
     """The posterior, given the shares and the least count (N,) of each class."""
     grid = Grid.around(found.share, case.k, least)
     sent = case.k * case.bias_gradient.numpy()
-    likelihood, chance = likelihoods(grid, found, case.k, sent, case.unseen)
+    likelihood, chance = likelihoods(grid, found, case.k, case.unseen)
     likelihood[:, grid.count < least[grid.owner]] = -np.inf
     table = marginals(grid, case.k, likelihood, chance)
     cumulative = grid.cumulate(table)
@@ -143,14 +143,14 @@ def posterior_of(case: Case, found: Shares, least: np.ndarray) -> LabelPosterior
     )
 
 
-def likelihoods(grid: Grid, found: Shares, k: int, sent, absent) -> tuple[np.ndarray, np.ndarray]:
+def likelihoods(grid: Grid, found: Shares, k: int, absent) -> tuple[np.ndarray, np.ndarray]:
     """Log density (A, L) of shares and signs given each count, for A noises; their chances (A,).
 
-    sent: K grad b (N,); absent: `Case.unseen` (N,).
+    absent: `Case.unseen` (N,).
     """
     share, count, n = found.share[grid.owner], grid.count, len(found.share)
-    mass = (found.share + sent).clip(0)[grid.owner] + 1e-3
-    errors = [level * mass for level in LEVELS]
+    spread = found.spread[grid.owner] + 1e-3
+    errors = [level * spread for level in LEVELS]
     table = [gamma_log(share + error, count + error, error**2) for error in errors]
     table.append(flow_log(share, count, k, n, LEAK, FLOOR, UNEVEN))
     chance = np.array([found.trust / len(LEVELS)] * len(LEVELS) + [1 - found.trust])
@@ -162,13 +162,14 @@ def proven(case: Case) -> np.ndarray:
     """The least count (N,) that the signs prove: K grad b_n >= -lambda_n, and where the features
     are never negative, a negative entry in row n of grad W can only come from class n.
 
-    Nothing is proven for several local steps, whose gradients are taken at different weights.
+    Both hold at any weights, and so for the mean over local steps; the first needs steps in which
+    each sample weighs the same.
     """
-    if case.update.local_steps > 1:
-        return np.zeros(case.n, dtype=int)
-    bias = case.bias_gradient
-    least = torch.ceil(-case.k * bias - 1e-4 * case.k * bias.abs().max()).clamp_min(0)
-    least = least.long().numpy()
+    least = np.zeros(case.n, dtype=int)
+    if case.update.evenly:
+        bias = case.bias_gradient
+        rounding = 1e-4 * bias.abs().max() + case.rounding("bias")
+        least = torch.ceil(case.k * (-bias - rounding)).clamp_min(0).long().numpy()
     if case.non_negative:
         least = np.maximum(least, ~case.unseen)
     return least if least.sum() <= case.k else np.zeros_like(least)

@@ -1,6 +1,6 @@
 """What a label method works on: the update's last layer, and the statistics it may lean on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +71,12 @@ class Case:
             return [self.update]
         return [self.update.as_gradient(place) for place in PATH[self.along]]
 
+    def at(self, place: float) -> "Case":
+        """The case with its update read as one gradient, taken at W0 + place (WT - W0)."""
+        if self.update.weights_after is None:
+            return self
+        return replace(self, update=self.update.as_gradient(place))
+
     def path_mean(self, of) -> torch.Tensor:
         values = [of(update).double() for update in self.places]
         return sum(values) / len(values)
@@ -132,8 +138,22 @@ class Case:
         """
         if not self.non_negative:
             return np.zeros(self.n, dtype=bool)
-        lowest = self.weight_gradient.amin(1)
-        return (lowest >= -1e-6 * self.weight_gradient.abs().max()).cpu().numpy()
+        gradient = self.weight_gradient
+        rounding = self.rounding("weight").clamp_min(1e-6 * gradient.abs().max())
+        return (gradient >= -rounding).all(1).cpu().numpy()
+
+    def rounding(self, kind: str) -> torch.Tensor:
+        """How far rounding may have moved grad W (N, M) or grad b (N,), for `kind` weight or bias.
+
+        Each local step rounds the weights by half a digit at most, which for the gradient is lr
+        times less. An update that holds the gradient itself has none of this.
+        """
+        before = getattr(self.update.classifier, kind)
+        if self.update.weights_after is None:
+            return torch.zeros_like(before, dtype=torch.float64)
+        after = self.update.weights_after[f"{self.update.classifier.name}.{kind}"]
+        size = torch.maximum(before.abs(), after.abs()).double()
+        return torch.finfo(after.dtype).eps / 2 * size / self.update.told("lr")[0]
 
     def need_non_negative(self) -> None:
         """Raise ValueError where the classifier's inputs can be negative."""

@@ -8,9 +8,8 @@ where e_n is a mean embedding of class n. The server does not know e_n, but it k
 turns the rows of W towards the embeddings of their classes, so e_n = o + s W_n (W_n less the mean
 row) is a fair dictionary, with o read off the gradient itself. From it follow
 
-- `tied`, for a network that is still unsure of everything: all samples of a class flow alike,
-  R_nj = lambda_n softmax(W e_n + b)_j, and the counts lambda are solved for directly, unless those
-  of zlg-bias are nearer to whole numbers (`unsure`);
+- `unsure`, for a network that is still unsure of everything: all samples flow alike (s = 0), and
+  the bias gives the counts once the softmax at o is known;
 - `flows`, for one that knows its images: most samples say almost nothing, so R is free
   (non-negative least squares), and each class gets its share of the total flow.
 """
@@ -25,17 +24,20 @@ from gleak.labels.case import Case
 
 MANY_CLASSES = 20  # beyond this the N(N-1) flows are too many to solve for one by one
 REACH = 0.5  # s in `flows`, in units of |o|; how far hardly matters, that it is towards W_n does
-ROUNDS = 12  # of solving for counts and for o in turn
+ROUNDS = 12  # of solving for counts and for the mean embedding in turn
 
 
 @dataclass(frozen=True, eq=False)
 class Shares:
     """What the least squares say, before any prior.
 
-    share (N,): sums to K. trust: how far it comes from `tied` (1) or from `flows` (0).
+    share (N,): sums to K, or to more where negative ones were set to 0. spread (N,): K times
+    the deviation of the softmax among random images, which errors of `unsure` follow. trust: how
+    far the shares come from `unsure` (1) or from `flows` (0).
     """
 
     share: np.ndarray
+    spread: np.ndarray
     trust: float
 
 
@@ -69,27 +71,43 @@ class LastLayer:
 
 
 def find_shares(case: Case) -> Shares:
-    """The shares of `tied` where the network is unsure, those of `flows` where it is not."""
-    k, trust = case.k, unlearned(case)
-    layer = LastLayer.of(case)
-    share = np.zeros(case.n)
-    for part, method in ((trust, unsure), (1 - trust, flows)):
-        if part:
-            found = method(layer, case)
-            total = found.sum()
-            share += part * (k * found / total if total > 0 else np.full(case.n, k / case.n))
-    return Shares(share, trust)
+    """The shares of `unsure` where the network is that, those of `flows` where it is not.
+
+    Of weights after local training, `flows` takes those that the server sent: most of the change
+    was made while p - y was still large. `unsure` takes those that came back: the client's images
+    get their labels sooner than random ones, whose softmax in the middle falls short of theirs.
+    """
+    start = case.at(0.0)
+    trust = unlearned(start)
+    share, spread = np.zeros(case.n), np.ones(case.n)
+    if trust > 0:
+        counts, spread = unsure(case.at(1.0))
+        share = trust * counts
+    if trust < 1:
+        share = share + (1 - trust) * flows(start)
+    return Shares(share, spread, trust)
 
 
 def unlearned(case: Case) -> float:
     """1 for a network that has hardly learned, 0 for one that tells images apart.
 
-    It has not if it gives almost the same softmax to all smooth images, or if it finds no more
-    difference between them than between images of noise.
+    It has not if it gives almost the same softmax to all smooth images, or if the rows of W have no
+    more to do with the features of those than random directions would.
     """
-    smooth, noise = alike(case.few_natural[0]), alike(case.few_gaussian[0])
-    no_more = ramp((1 - noise) / max(1 - smooth, 1e-12), 0.85, 1.0)
-    return max(ramp(smooth, 0.92, 0.97), ramp(smooth, 0.7, 0.75) * no_more)
+    softmax, features = case.few_natural
+    return max(ramp(alike(softmax), 0.92, 0.97), 1 - ramp(aligned(case, features), 1.4, 1.6))
+
+
+def aligned(case: Case, features: torch.Tensor) -> float:
+    """How much of the features' (S, M) variance the rows of W show, 1 for random directions.
+
+    0.8 to 1.4 for networks without training; for those that know something 1.3 to 1.8 behind
+    sigmoids, above 5 behind ReLUs.
+    """
+    rows = case.weight - case.weight.mean(0)
+    features = features - features.mean(0)
+    chance = rows.square().sum() * features.square().sum() / features.shape[1]
+    return float((features @ rows.T).square().sum() / chance.clamp_min(1e-30))
 
 
 def alike(softmax: torch.Tensor) -> float:
@@ -108,69 +126,47 @@ def ramp(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
-def unsure(layer: LastLayer, case: Case) -> np.ndarray:
-    """Counts (N,) by `tied` or by zlg-bias, whichever lie nearer to whole numbers, as they should.
+def unsure(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (N,) of a network that tells little apart, lambda_n = K (p_n - grad b_n), and spread.
 
-    Where random inputs have the softmax of the client's, zlg-bias is right to a few hundredths.
+    p is the mean softmax of random inputs, half of them smooth and half noise, with their features
+    moved to the mean embedding o that the gradient shows. Each row shows one, as
+    K grad W_j = sum_k p_kj (o_k - o) + K grad b_j o - sum over class j of (o_k - o); the first term
+    is taken from the random inputs as well. What the rows say is weighed by the number of single
+    images that disturb them, and the mean of the random inputs counts as much as one image.
     """
-    direct = (case.k * (case.statistics[0].mean(0) - case.bias_gradient)).numpy()
-    solved = tied(layer, case)
-    solved = case.k * solved / max(solved.sum(), 1e-30)
-    return min(solved, direct, key=unwhole).clip(0)
+    layer = LastLayer.of(case)
+    k, gradient, g = case.k, layer.gradient, layer.bias_gradient
+    features = torch.cat([case.few_gaussian[1], case.few_natural[1]])
+    guess = mean = features.mean(0)
+    noise = features - guess
+    for _ in range(ROUNDS):
+        p = ((mean + noise) @ layer.weight.T + layer.bias).softmax(1)
+        counts = (k * p.mean(0) - g).clamp_min(0)
+        say = g / (1 + counts + k * p.square().mean(0))
+        rest = gradient - k * p.T @ noise / len(noise)
+        new = layer.clamp((say @ rest + guess) / (say @ g + 1))
+        if (new - mean).norm() < 1e-6 * guess.norm():
+            break
+        mean = new
+    return counts.numpy(), (k * p.std(0)).numpy()
 
 
-def unwhole(counts: np.ndarray) -> float:
-    """The mean distance of counts to whole numbers >= 0: about 1/4 for numbers at random."""
-    return float(np.abs(counts - counts.round().clip(0)).mean())
+def flows(case: Case) -> np.ndarray:
+    """K parts (N,) of the total flow, for each class as much as flows out of it."""
+    out = flow_out(case)
+    total = out.sum()
+    return case.k * out / total if total > 0 else np.full(case.n, case.k / case.n)
 
 
-def tied(layer: LastLayer, case: Case) -> np.ndarray:
-    """Counts (N,) when the samples of class n have embeddings o + s W_n + noise.
-
-    The noise is how the features of random inputs differ from their mean. For each s: counts by
-    non-negative least squares, then o anew from them, in turn; the s with the smallest residual
-    wins. On a network that has learned nothing (s = 0) this is zlg-bias with the random inputs
-    moved to the mean embedding that the gradient shows.
-    """
-    n = case.n
-    features = case.few_gaussian[1]
-    features = features[: max(1, min(32, 10**6 // n**2))]  # for the memory's sake
-    noise = features - features.mean(0)
-    start = layer.mean_embedding()
-    unit = start.norm().clamp_min(1e-30)
-    g, eye = layer.bias_gradient, torch.eye(n).double()
-
-    best = None
-    few = n <= MANY_CLASSES
-    for reach in [0.0, *np.geomspace(0.02, 4, 14)] if few else [0.0, 0.05, 0.25]:
-        mean, step = start, reach * unit * layer.rows()
-        counts = torch.full((n,), case.k / n).double()
-        for _ in range(ROUNDS if few else 2):
-            embeddings = layer.clamp(mean + step)
-            logits = embeddings @ layer.weight.T + layer.bias
-            p = (logits[:, None] + noise @ layer.weight.T).softmax(2)  # of class, input
-            terms = p.mean(1) - eye
-            # what the noise adds to the gradient: sum_k p_k noise_k^T
-            rest = layer.gradient - torch.einsum("n,nij->ji", counts, p) @ noise / len(noise)
-            x, residual = rank_one_nnls(terms, embeddings / unit, rest / unit, g, case.k)
-            counts = torch.from_numpy(x)
-            new = (rest - (counts[:, None] * terms).T @ step).T @ g
-            new = layer.clamp(new / g.square().sum().clamp_min(1e-30))
-            if (new - mean).norm() < 1e-6 * unit:
-                break
-            mean = new
-        if best is None or residual < best[0]:
-            best = (residual, x)
-    return best[1]
-
-
-def flows(layer: LastLayer, _: Case) -> np.ndarray:
+def flow_out(case: Case) -> np.ndarray:
     """Total flow out of each class (N,), by non-negative least squares over all R_nj.
 
     With many classes only the N totals are free, and each class flows to the others in proportion
     to their positive bias gradients.
     """
-    n, g = len(layer.bias), layer.bias_gradient
+    layer = LastLayer.of(case)
+    n, g = case.n, layer.bias_gradient
     mean = layer.mean_embedding()
     unit = mean.norm().clamp_min(1e-30)
     embeddings = layer.clamp(mean + REACH * unit * layer.rows()) / unit
@@ -179,7 +175,7 @@ def flows(layer: LastLayer, _: Case) -> np.ndarray:
         floor = 1e-3 * g.abs().max().clamp_min(1e-30)
         to = (g.clamp_min(0) + floor) * (1 - eye)
         terms = to / to.sum(1, keepdim=True) - eye
-        return rank_one_nnls(terms, embeddings, layer.gradient / unit, g)[0]
+        return rank_one_nnls(terms, embeddings, layer.gradient / unit, g)
     # Only the span of the embeddings matters, so work in an orthonormal basis of it.
     embeddings = torch.cat([embeddings, torch.ones(n, 1).double() / unit], 1)
     gradient = torch.cat([layer.gradient / unit, g[:, None] / unit], 1)
@@ -192,20 +188,15 @@ def flows(layer: LastLayer, _: Case) -> np.ndarray:
     return np.bincount(source.numpy(), weights=out, minlength=n)
 
 
-def rank_one_nnls(terms, embeddings, gradient, bias_gradient, total=None):
-    """min over x >= 0 of |G - sum_n x_n d_n e_n^T|^2 + |g - sum_n x_n d_n|^2, with sum x = total.
+def rank_one_nnls(terms, embeddings, gradient, bias_gradient) -> np.ndarray:
+    """min over x >= 0 of |G - sum_n x_n d_n e_n^T|^2 + |g - sum_n x_n d_n|^2.
 
     terms d (N, N), embeddings e (N, M). The Gram matrix of the rank-one terms is the entrywise
-    product of theirs, so nothing larger than N x N is built. Returns x and the squared residual.
+    product of theirs, so nothing larger than N x N is built.
     """
-    gram = (terms @ terms.T) * (embeddings @ embeddings.T + 1)
-    right = ((terms @ gradient) * embeddings).sum(1) + terms @ bias_gradient
-    square = gradient.square().sum() + bias_gradient.square().sum()
-    if total is not None:
-        gram, right, square = gram + 1, right + total, square + total**2
-    gram, right = gram.numpy(), right.numpy()
-    x = gram_nnls(gram + 1e-12 * np.trace(gram) * np.eye(len(gram)), right)
-    return x, float(x @ gram @ x - 2 * right @ x + square)
+    gram = ((terms @ terms.T) * (embeddings @ embeddings.T + 1)).numpy()
+    right = (((terms @ gradient) * embeddings).sum(1) + terms @ bias_gradient).numpy()
+    return gram_nnls(gram + 1e-12 * np.trace(gram) * np.eye(len(gram)), right)
 
 
 def gram_nnls(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
