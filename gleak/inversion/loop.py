@@ -160,8 +160,9 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
     guessed, _ = undrifted(update, noise, labels, update_model, seed)
     last, settled = False, classifier_drift(middle, guessed) < STRAIGHT
     while not last:
-        try:
-            peeled = peel(flat, counts, LOOSE, TOLERANCE)
+        final = len(histories) >= ROUNDS - 1 or settled
+        try:  # the layers before the last are worth their time in the end only
+            peeled = peel(flat, counts, LOOSE, TOLERANCE if final else 0)
         except MissingKnowledge:
             if best:
                 break
@@ -172,7 +173,7 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
             settings = replace_all(preset_for(peeled, update), overrides)
             total = sum(stage.iterations for stage in stages_of(settings))
             left = total if left is None else left
-            last = len(histories) >= ROUNDS - 1 or settled
+            last = final
             share = left if last else total // (2 * (ROUNDS - 1))
             settings = replace_all(settings, {"iterations": max(share, 1)})
             left -= share

@@ -33,6 +33,7 @@ from gleak.update import MissingKnowledge, Update
 WRONG_COUNTS = "no softmax fits the classifier's gradient: are the counts right?"
 TOLERANCE = 1e-2  # relative error above which an equation counts as not solved
 EXACT = 1e-5  # and below which the slopes in it are right
+HOPELESS = 30  # times the misfit allowed: more than units near zero can explain
 ROUNDS = 6  # of telling which units of a layer were active
 
 
@@ -186,7 +187,7 @@ def peel(
 
     features, probabilities = image_features(update, counts, precision)
     tolerance = max(TOLERANCE, precision)
-    misfit_allowed = misfit_allowed or tolerance
+    misfit_allowed = tolerance if misfit_allowed is None else misfit_allowed
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
     values = features
@@ -217,7 +218,7 @@ def peel(
             share, behind = active.double(), isinstance(layers[index + 1], nn.ReLU)
             near_zero = 0.1 if misfit < 0.1 else 0.2
             for _ in range(ROUNDS if behind else 0):
-                if inputs is None or misfit < EXACT:
+                if inputs is None or misfit < EXACT or misfit > HOPELESS * misfit_allowed:
                     break
                 # with almost right inputs, the layer itself says which units were active
                 with torch.no_grad():
