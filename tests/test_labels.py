@@ -525,7 +525,7 @@ def test_small_batches_on_a_trained_network_are_restored_with_certainty():
 def test_an_image_the_network_is_all_but_sure_of_still_shows_in_its_row():
     model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 3))
     with torch.no_grad():
-        model[-1].weight.copy_(torch.tensor([[15.0, -5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+        model[-1].weight.copy_(torch.tensor([[16.0, -5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
         model[-1].bias.zero_()
     images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]).view(2, 1, 2, 2)
     update = gleak.fedsgd(model, gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"]))
