@@ -520,3 +520,25 @@ def test_small_batches_on_a_trained_network_are_restored_with_certainty():
         found = gleak.label_posterior(gleak.fedsgd(model, batch))
         assert found.certain.all()
         assert torch.equal(found.counts, batch.label_counts)
+
+
+def test_an_image_the_network_is_all_but_sure_of_still_shows_in_its_row():
+    model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[-1].weight.copy_(torch.tensor([[16.0, -5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+        model[-1].bias.zero_()
+    images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]).view(2, 1, 2, 2)
+    update = gleak.fedsgd(model, gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"]))
+    assert case.Case(update).unseen.tolist() == [False, False, True]
+
+
+def test_a_thousand_classes_no_worse_than_the_sign_rule():
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:16]
+    batch = gleak.load_batch("imagenet-samples", indices=order.tolist(), image_size=112)
+    update = gleak.fedsgd(gleak.build_model("efficientnet-lite0", batch), batch, training=False)
+    assert shares.unlearned(case.Case(update, inputs=case.FEW)) == 0
+    scores = [
+        gleak.score_labels(gleak.restore_labels(update, method), batch.label_counts)["instance"]
+        for method in ("gleak", "idlg")
+    ]
+    assert scores[0] >= scores[1] == 14 / 16

@@ -152,7 +152,10 @@ def likelihoods(grid: Grid, found: Shares, k: int, absent) -> tuple[np.ndarray, 
     spread = found.spread[grid.owner] + 1e-3
     errors = [level * spread for level in LEVELS]
     table = [gamma_log(share + error, count + error, error**2) for error in errors]
-    table.append(flow_log(share, count, k, n, LEAK, FLOOR, UNEVEN))
+    flow = flow_log(share, count, k, n, LEAK, FLOOR, UNEVEN)
+    if k < n:  # few rows are negative, and what the others share is what others flow to them
+        flow[absent[grid.owner]] = 0.0
+    table.append(flow)
     chance = np.array([found.trust / len(LEVELS)] * len(LEVELS) + [1 - found.trust])
     signs = np.where(absent[grid.owner], np.log(MISSED) * count**FADES, 0.0)
     return np.array(table)[chance > 0] + signs, chance[chance > 0]
