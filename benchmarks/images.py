@@ -27,7 +27,8 @@ MATCHING = {
     "gradinversion": {},
     "general": {},
 }
-# case: model, train mode, data set, images, iterations for matching, for gleak (None: its own)
+# case: model, train mode, data set, images (or how many of a pool), iterations for matching, for
+# gleak (None: its own)
 CASES = {
     "convnet-4": ("convnet", True, "cifar10", DISTINCT[:4], 600, None),
     "lenet-1": ("lenet", True, "cifar10", DISTINCT[:1], 1500, None),
@@ -44,6 +45,8 @@ CASES = {
     "gradinversion-8-repeated": ("convnet", True, "cifar10", list(range(8)), 300, 1000),
     "gradinversion-16": ("convnet", True, "cifar100", SIXTEEN, 200, 600),
     "gradinversion-16-repeated": ("convnet", True, "cifar10", list(range(16)), 200, 200),
+    "crops-32": ("convnet", True, "imagenet-crops", 32, 600, 600),
+    "crops-48": ("convnet", True, "imagenet-crops", 48, 600, 600),
 }
 
 
@@ -87,7 +90,10 @@ def heading(options) -> str:
 def run(case: str, attack: str, seed: int) -> dict:
     """One attack on one case; the seed draws the weights and the start."""
     model, training, data, indices, matching, own = CASES[case]
-    batch = gleak.load_batch(f"{data}-samples", indices=indices)
+    if isinstance(indices, int):
+        batch = gleak.draw_batch(gleak.load_pool(data), indices)
+    else:
+        batch = gleak.load_batch(f"{data}-samples", indices=indices)
     update = gleak.fedsgd(gleak.build_model(model, batch, seed=seed), batch, training=training)
     iterations = own if attack == "gleak" else matching
     if attack == "gradinversion":

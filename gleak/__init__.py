@@ -28,6 +28,7 @@ _HOME = {
     "list_attacks": "inversion",
     "list_update_models": "inversion",
     "score": "metrics",
+    "score_drift": "metrics",
     "score_labels": "metrics",
     "list_pools": "training",
     "load_pool": "training",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
@@ -110,6 +111,38 @@ def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) ->
         axis.set_ylabel(vertical)
         axis.legend(frameon=False)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
+
+
+def heatmaps(tables: Mapping[str, pd.DataFrame], value: str, summary: str) -> tuple[Figure, str]:
+    """A panel of numbered fields for each table, in one scale of colours, and the alt text.
+
+    The names of a table's index and columns name the axes; value: what the fields show.
+    """
+    lowest = min(table.min(axis=None) for table in tables.values())
+    highest = max(table.max(axis=None) for table in tables.values())
+    rows, columns = next(iter(tables.values())).shape
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(tables),
+            figsize=(0.55 * columns * len(tables) + 1.2, 0.32 * rows + 1),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+            shown = axis.imshow(table, vmin=lowest, vmax=highest, aspect="auto")
+            for (row, column), number in np.ndenumerate(table.to_numpy()):
+                dark = number < (lowest + highest) / 2
+                color = "white" if dark else "black"
+                axis.text(column, row, f"{number:.1f}", ha="center", va="center", color=color)
+            axis.set_xticks(range(columns), table.columns.map("{:g}".format))
+            axis.set_yticks(range(rows), table.index)
+            axis.set(title=name, xlabel=table.columns.name)
+            axis.spines[:].set_visible(False)
+        axes[0, 0].set_ylabel(next(iter(tables.values())).index.name)
+        figure.colorbar(shown, ax=axes, label=value)
+    return figure, f"Fields of numbers for {', '.join(tables)}: {value}. {summary}"
 
 
 def dots(

@@ -1,5 +1,6 @@
 """How much of the client's images came back, next to what anyone could have had without a leak."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+
+from gleak.client import fedsgd
+from gleak.data import Batch
+from gleak.update import MissingKnowledge, Update
 
 CAP = 100.0  # dB; two equal images have no finite PSNR
 
@@ -92,6 +97,26 @@ def score_labels(counts: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
         "LeAcc": ((counts > 0) == (truth > 0)).float().mean().item(),
         "LnAcc": (counts == truth).float().mean().item(),
     }
+
+
+def score_drift(update: Update, batch: Batch) -> dict[str, float]:
+    """How far a FedAvg client went, as its own images tell.
+
+    moved: |WT - W0| / |W0|; cosine: of the gradients of the whole batch at W0 and at WT.
+
+    Raises MissingKnowledge for an update that holds a gradient.
+    """
+    if update.gradient is not None:
+        raise MissingKnowledge("drift needs the weights after local training, not a gradient")
+    size = torch.stack([update.model.get_parameter(n).norm() for n in update.weights_after]).norm()
+    last = copy.deepcopy(update.model)
+    last.load_state_dict(dict(update.weights_after), strict=False)
+    ends = [
+        torch.cat([g.flatten() for g in fedsgd(m, batch, training=m.training).gradient.values()])
+        for m in (update.model, last)
+    ]
+    cosine = F.cosine_similarity(*ends, dim=0)
+    return {"moved": update.norm() / size.item(), "cosine": cosine.item()}
 
 
 def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ class Update:
         return int(epochs) * (whole + (rest > 0 and not self.facts.get("drop_last", False)))
 
     @property
-    def evenly(self) -> bool:
+    def weighs_alike(self) -> bool:
         """Whether each sample weighs the same in the update: one step, or full batches of SGD."""
         if self.local_steps == 1:
             return True

@@ -68,3 +68,16 @@ def test_dots_show_means_and_ranges():
     assert [line.get_ydata().tolist() for line in points] == [[0], [1]]
     assert axis.collections[0].get_segments()[0][:, 0].tolist() == [1.0, 3.0]
     assert alt == "Dots with ranges for a, b, by one, two: gain. b is ahead."
+
+
+def test_heatmaps_show_every_number_in_its_place():
+    table = pd.DataFrame([[1.0, 2.0], [3.0, 4.04]], index=[5, 10], columns=[0.1, 0.01])
+    table = table.rename_axis(index="epochs", columns="lr")
+    figure, alt = figures.heatmaps({"low": table, "high": table + 10}, "PSNR", "All rise.")
+    low, high, bar = figure.axes
+    assert [text.get_text() for text in high.texts] == ["11.0", "12.0", "13.0", "14.0"]
+    assert [text.get_position() for text in low.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert [label.get_text() for label in low.get_xticklabels()] == ["0.1", "0.01"]
+    assert (low.get_xlabel(), low.get_ylabel(), bar.get_ylabel()) == ("lr", "epochs", "PSNR")
+    assert low.images[0].get_clim() == high.images[0].get_clim() == (1, 14.04)
+    assert alt == "Fields of numbers for low, high: PSNR. All rise."

@@ -18,6 +18,7 @@ from gleak.inversion import (
     spear,
     total_variation,
 )
+from gleak.inversion.linear import solve_least_squares
 from gleak.inversion.peel import image_features
 from gleak.inversion.priors import consensus
 
@@ -450,3 +451,17 @@ def test_snapshots_are_the_images_of_their_iterations(batch):
     )  # five stages of two iterations
     assert staged.attack.then
     assert list(staged.snapshots) == [3]
+
+
+def test_least_squares_keep_their_digits_when_refined():
+    draws = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(60, 20, generator=draws, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(20, 20, generator=draws, dtype=torch.float64))
+    matrix = left * torch.logspace(0, -5, 20, dtype=torch.float64) @ right
+    truth = torch.randn(20, 3, generator=draws, dtype=torch.float64)
+    error = {
+        refine: (solve_least_squares(matrix, matrix @ truth, refine) - truth).norm() / truth.norm()
+        for refine in (False, True)
+    }
+    assert error[True] < 1e-7 and error[True] < error[False] / 100
+    assert solve_least_squares(matrix.T, truth) is None

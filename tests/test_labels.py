@@ -373,17 +373,17 @@ def test_untrained_sigmoid_features_do_not_pass_for_trained_ones():
         assert gleak.score_labels(found.counts, samples.label_counts)["instance"] >= 0.95
 
 
-@pytest.mark.parametrize(("batch_size", "evenly"), [(16, True), (10, False)])
-def test_signs_prove_the_same_over_local_steps(batch_size, evenly):
+@pytest.mark.parametrize(("batch_size", "alike"), [(16, True), (10, False)])
+def test_signs_prove_the_same_over_local_steps(batch_size, alike):
     model, batch = trained()
     update = gleak.fedavg(model, batch, epochs=5, batch_size=batch_size, lr=1e-3)
-    assert update.evenly == evenly
+    assert update.weighs_alike == alike
     found = gleak.label_posterior(update)
     assert (found.at_least <= batch.label_counts).all()
     there = batch.label_counts > 0
     assert (found.at_least[there] > 0).double().mean() > 0.6
     least = bayes.proven(case.Case(update))
-    assert (least.max() > 1) == evenly  # without even weights only presence is proven
+    assert (least.max() > 1) == alike  # without even weights only presence is proven
 
 
 def test_signs_within_the_rounding_of_the_weights_prove_nothing():

@@ -87,6 +87,21 @@ def test_label_scores_refuse_other_sums():
         gleak.score_labels(torch.tensor([1, 1]), torch.tensor([2, 1]))
 
 
+def test_drift_of_one_step_worked_by_hand(tiny, two_layers):
+    update, gradient = gleak.fedavg(two_layers, tiny, lr=2), gleak.fedsgd(two_layers, tiny)
+    drift = gleak.score_drift(update, tiny)
+    before = torch.cat([p.flatten() for p in two_layers.parameters()])
+    assert drift["moved"] == pytest.approx(2 * gradient.norm() / before.norm().item(), rel=1e-4)
+    for name, p in two_layers.named_parameters():
+        p.data -= 2 * gradient.gradient[name]
+    ends = [gradient, gleak.fedsgd(two_layers, tiny)]
+    first, last = (torch.cat([t.flatten() for t in end.gradient.values()]) for end in ends)
+    expected = (first @ last / (first.norm() * last.norm())).item()
+    assert drift["cosine"] == pytest.approx(expected, abs=1e-5) and expected < 0.99
+    with pytest.raises(gleak.MissingKnowledge, match="weights after local training"):
+        gleak.score_drift(gradient, tiny)
+
+
 def test_lpips_without_its_weights_is_a_note_not_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

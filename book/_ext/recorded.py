@@ -211,7 +211,7 @@ class RecordedTable(SphinxDirective):
         frame = groups[mean].mean()
         frame.insert(0, "runs", groups.size())
         rows = [
-            [*key, f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
+            [*map(str, key), f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
             for key, values in zip(frame.index, frame.to_numpy(), strict=True)
         ]
         about = [

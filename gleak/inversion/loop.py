@@ -152,7 +152,6 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
     """
     counts = torch.bincount(labels, minlength=update.num_classes)
     middle = flat = update.as_gradient()
-    image_features(flat, counts, precision=torch.inf)  # is there a closed form for such a batch?
     best, nearest, histories, left = None, torch.inf, [], None
     # noise drifts about as far as images do: so it tells whether there is anything to undo
     draws = torch.Generator().manual_seed(seed)
@@ -166,6 +165,7 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
         except MissingKnowledge:
             if best:
                 break
+            image_features(flat, counts, precision=torch.inf)  # raises where there never are any
             peeled, model, seen = None, path, update
             settings = dataclasses.replace(ATTACKS["inverting-gradients"], iterations=100)
         else:

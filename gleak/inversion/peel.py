@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from gleak.inversion.linear import by_tap, double, input_equations, pull_back
+from gleak.inversion.linear import by_tap, double, input_equations, pull_back, solve_least_squares
 from gleak.inversion.residual import peel_blocks
 from gleak.inversion.switching import active_shares
 from gleak.labels.single import single_images
@@ -215,21 +215,8 @@ def peel(
             shape = shapes[index][1:]
             target = observed.double()
             inputs, misfit = solve_input(layer, slope, target, values, active, shape)
-            share, behind = active.double(), isinstance(layers[index + 1], nn.ReLU)
-            near_zero = 0.1 if misfit < 0.1 else 0.2
-            for _ in range(ROUNDS if behind else 0):
-                if inputs is None or misfit < EXACT or misfit > HOPELESS * misfit_allowed:
-                    break
-                # with almost right inputs, the layer itself says which units were active
-                with torch.no_grad():
-                    outputs = double(layer, inputs)
-                share = active_shares(layer, above, target, inputs, outputs, share, near_zero)
-                found = solve_input(layer, above * share, target, outputs, outputs > 0, shape)
-                before = misfit
-                if found[1] < misfit:
-                    slope, (inputs, misfit) = above * share, found
-                if misfit > 0.7 * before:
-                    break
+            if isinstance(layers[index + 1], nn.ReLU) and misfit <= HOPELESS * misfit_allowed:
+                slope, inputs, misfit = settle_units(layer, above, active, target, inputs, misfit)
             if inputs is None or misfit > misfit_allowed:
                 break
             slope = pull_back(layer, slope, inputs)
@@ -248,6 +235,30 @@ def peel(
             break
         depth, known = index, values
     return Peeled(tuple(layers), depth, known.to(update.classifier.weight.dtype))
+
+
+def settle_units(layer, above, active, observed, inputs, misfit):
+    """The slope at a layer's output, its input and their misfit, better than they were.
+
+    above: the slope behind the ReLU that follows. With almost right inputs, the layer itself says
+    which of its units were active, and these give better inputs.
+    """
+    slope, share = above * active, active.double()
+    near_zero = 0.1 if misfit < 0.1 else 0.2
+    for _ in range(ROUNDS):
+        if misfit < EXACT:
+            break
+        with torch.no_grad():
+            outputs = double(layer, inputs)
+        share = active_shares(layer, above, observed, inputs, outputs, share, near_zero)
+        tried = above * share
+        found, left = solve_input(layer, tried, observed, outputs, outputs > 0, inputs.shape[1:])
+        slow = left > 0.7 * misfit
+        if left < misfit:
+            slope, inputs, misfit = tried, found, left
+        if slow:
+            break
+    return slope, inputs, misfit
 
 
 def peel_residual(layers, names, shapes, pool, sent, pooled_slope, features):
@@ -329,14 +340,20 @@ def solve_input(layer, slope, observed, outputs, known, shape) -> tuple[torch.Te
     # What the gradient leaves open, the output may tell.
     if isinstance(layer, nn.Linear) or free * channels > min(4096, int(known.sum())):
         return None, torch.inf
-    unit = torch.eye(channels).to(slope)
-    basis = torch.einsum("fp,cd->fcpd", right[rank:], unit).flatten(0, 1)
+    directions = right[rank:].reshape(-1, 1, *shape[1:])  # the same for every channel
     with torch.no_grad():
-        zero = double(layer, torch.zeros_like(inputs))
-        columns = [(double(layer, as_inputs(b)) - zero)[known] for b in basis]
+        weight = layer.weight.double()
+        settings = (None, layer.stride, layer.padding, layer.dilation)
+        columns = [
+            F.conv2d(directions, weight[:, [channel]], *settings).view(free, *known.shape)[:, known]
+            for channel in range(channels)
+        ]
         missing = (outputs - double(layer, inputs))[known]
-    weights = torch.linalg.lstsq(torch.stack(columns, dim=1), missing[:, None]).solution
-    return inputs + as_inputs((basis * weights[:, :, None]).sum(0)), misfit
+    columns = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, directions x channels)
+    solution = solve_least_squares(columns, missing[:, None], refine=True)
+    if solution is None:
+        return None, torch.inf
+    return inputs + as_inputs(right[rank:].T @ solution.view(free, channels)), misfit
 
 
 @torch.no_grad()

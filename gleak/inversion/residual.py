@@ -23,10 +23,18 @@ Where a layer has fewer weights than the batch has values, it ends.
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from gleak.inversion.linear import double, pull_back, separate
+from gleak.inversion.linear import (
+    by_tap,
+    double,
+    input_equations,
+    pull_back,
+    separate,
+    solve_least_squares,
+    taken_pixels,
+    taps,
+)
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
@@ -123,7 +131,8 @@ def last_slope(block: Block, shape, pooled_slope: torch.Tensor) -> torch.Tensor:
     """The slope (K, M, H, W) behind the last block's ReLU: the pooled one where it was active."""
     size, positions = len(pooled_slope), shape[1] * shape[2]
     inputs = unmix(block.conv2, block.gradient2, shape, size, centred=block.norm2.training)
-    patches = unfold(block.conv2, inputs).transpose(1, 2).flatten(0, 1)  # (K x positions, C x taps)
+    patches = taps(block.conv2, inputs).permute(0, 3, 2, 1).flatten(2)
+    patches = patches.flatten(0, 1)  # (K x positions, C x taps)
     observed = block.gradient2.flatten(1)
     slope = torch.linalg.lstsq(patches.T, observed.T).solution
     slope = slope.view(size, positions, -1).transpose(1, 2).reshape(size, *shape)
@@ -148,23 +157,23 @@ def unmix(layer, observed, shape, size: int, centred: bool) -> torch.Tensor:
     to zero over the batch, so that the gradient knows patches only up to one common patch.
     """
     channels, height, width = shape
-    taken = taken_pixels(layer, height, width)  # (H x W, taps, positions)
-    taps, positions = taken.shape[1:]
+    taken = taken_pixels(layer, shape).to(observed)  # (H x W, taps, positions)
+    area, positions = taken.shape[1:]
     rank = size * positions - centred
     if rank > len(observed) or rank * positions > LARGEST:
         raise ArithmeticError(f"{rank} independent patches are too many to tell apart")
     right = torch.linalg.svd(observed.flatten(1), full_matrices=False).Vh[:rank]
-    right = right.view(rank, channels, taps)
+    right = right.view(rank, channels, area)
     # patches that fit together, one channel: the range of `fitting`
-    fitting = taken.permute(2, 1, 0).reshape(positions * taps, -1)
+    fitting = taken.permute(2, 1, 0).reshape(positions * area, -1)
     moves = torch.eye(positions).to(observed)
     if centred:
-        fitting = torch.cat([fitting, torch.eye(taps).to(fitting).repeat(positions, 1)], dim=1)
+        fitting = torch.cat([fitting, torch.eye(area).to(fitting).repeat(positions, 1)], dim=1)
         moves = torch.linalg.qr(torch.cat([torch.ones_like(moves[:, :1]), moves[:, 1:]], 1)).Q
         moves = moves[:, 1:]  # what all positions have in common is the common patch's
     inverse = torch.linalg.pinv(fitting)
     misfit = torch.eye(len(fitting)).to(fitting) - fitting @ inverse
-    misfit = misfit.view(positions, taps, positions, taps)
+    misfit = misfit.view(positions, area, positions, area)
     misfit = torch.einsum("pi,ptqu,qj->itju", moves, misfit, moves)
     products = torch.einsum("rct,scu->turs", right, right)
     form = torch.einsum("turs,itju->irjs", products, misfit).flatten(2).flatten(0, 1)
@@ -248,35 +257,14 @@ def solve_inputs(parts, shape) -> torch.Tensor | None:
     None where the equations are fewer than the unknowns.
     """
     channels, height, width = shape
-    matrices, targets = [], []
-    for layer, slope, observed in parts:
-        taken = taken_pixels(layer, height, width)
-        matrix = torch.einsum("kop,qtp->otkq", slope.flatten(2), taken)
-        matrices.append(matrix.reshape(-1, len(slope) * height * width))
-        targets.append(observed.permute(0, 2, 3, 1).reshape(-1, channels))
-    matrix, target = torch.cat(matrices), torch.cat(targets)
-    if len(matrix) < matrix.shape[1]:
+    matrix = torch.cat(
+        [input_equations(conv, slope, shape).flatten(0, 1) for conv, slope, _ in parts]
+    )
+    target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
+    solution = solve_least_squares(matrix, target)
+    if solution is None:
         return None
-    # normal equations: a tenth of the time of a QR decomposition, and accurate enough in float64
-    square = matrix.T @ matrix
-    square.diagonal().add_(1e-14 * square.diagonal().max())
-    factor, failed = torch.linalg.cholesky_ex(square)
-    if failed:
-        return None
-    solution = torch.cholesky_solve(matrix.T @ target, factor)
     return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
-
-
-def taken_pixels(layer, height: int, width: int) -> torch.Tensor:
-    """(H x W, taps, positions): 1 where a convolution's tap takes a pixel at a position."""
-    weight = layer.weight
-    unit = torch.eye(height * width, dtype=torch.float64, device=weight.device)
-    return unfold(layer, unit.view(-1, 1, height, width))
-
-
-def unfold(layer, images: torch.Tensor) -> torch.Tensor:
-    """The patches (K, C x taps, positions) that a convolution sees."""
-    return F.unfold(images, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
 
 def positive(values: torch.Tensor) -> torch.Tensor:

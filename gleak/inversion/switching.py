@@ -36,9 +36,6 @@ def active_shares(
     share = torch.where(near, share, (outputs > 0).to(share))
     if not near.any():
         return share
-    places = near.flatten(1).unflatten(1, (near.shape[1], -1))  # (K, out, places)
-    image, out, place = places.nonzero().T
-    now = share.view_as(places)[image, out, place]
 
     # the part of the gradient that no inputs explain, in units of its size
     matrix = input_equations(layer, slope * share, inputs.shape[1:])
@@ -49,18 +46,21 @@ def active_shares(
     unit = missing.norm()
     missing, span = (missing / unit).float(), span.float()  # digits enough, in half the time
 
-    # what each unit adds to the gradient of its output channel: (units, taps, channels)
-    added = taps(layer, inputs)[image, :, :, place]
-    added = added * slope.reshape(places.shape)[image, out, place][:, None, None]
-    scale = added.flatten(1).norm(dim=1).clamp_min(1e-30)
-    added = (added / scale[:, None, None]).float()
+    # each unit adds to the gradient of its output what it sees, times its slope
+    seen = taps(layer, inputs).permute(0, 3, 1, 2).flatten(0, 1).flatten(1).float()
+    asked = by_output(near)
+    shares = by_output(share)
+    slopes, now = by_output(slope)[asked], shares[asked]
+    scale = slopes.abs() * seen.norm(dim=1).expand(asked.shape)[asked]
+    scale = scale.clamp_min(1e-30)
+    slopes = (slopes / scale).float()
 
     def loss(changes):
-        changes = torch.from_numpy(changes).to(added)[:, None, None]
-        made = added.new_zeros(*matrix.shape[:2], added.shape[2])
-        made = made.index_add_(0, out, changes * added).flatten(0, 1)
+        weights = slopes.new_zeros(asked.shape)
+        weights[asked] = torch.from_numpy(changes).to(slopes) * slopes
+        made = (weights @ seen).view_as(missing)
         rest = missing - made + span @ (span.T @ made)
-        gradient = -(added * rest.view(*matrix.shape[:2], -1)[out]).sum((1, 2))
+        gradient = -(rest.view(len(weights), -1) @ seen.T)[asked] * slopes
         return 0.5 * rest.square().sum().item(), gradient.double().cpu().numpy()
 
     bounds = torch.stack([-now * scale, (1 - now) * scale], dim=1) / unit
@@ -72,7 +72,10 @@ def active_shares(
         method="L-BFGS-B",
         options={"maxiter": 30},
     )
-    share.view_as(places)[image, out, place] = (
-        now + torch.from_numpy(found.x).to(now) * unit / scale
-    )
-    return share
+    shares[asked] = now + torch.from_numpy(found.x).to(now) * unit / scale
+    return shares.unflatten(1, (len(share), -1)).transpose(0, 1).reshape(share.shape)
+
+
+def by_output(values: torch.Tensor) -> torch.Tensor:
+    """Values (K, out, ...) as (out, K x places)."""
+    return values.reshape(*values.shape[:2], -1).transpose(0, 1).flatten(1)

@@ -169,7 +169,7 @@ def proven(case: Case) -> np.ndarray:
     each sample weighs the same.
     """
     least = np.zeros(case.n, dtype=int)
-    if case.update.evenly:
+    if case.update.weighs_alike:
         bias = case.bias_gradient
         rounding = 1e-4 * bias.abs().max() + case.rounding("bias")
         least = torch.ceil(case.k * (-bias - rounding)).clamp_min(0).long().numpy()
