@@ -1,5 +1,6 @@
 """The derivative of a gradient as a difference of two, against autograd."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -59,6 +60,19 @@ def error(update, dtype=torch.float32, kind=slopes) -> float:
 )
 def test_the_difference_is_the_derivative(name, kind):
     assert error(seen(name), kind=kind) < 0.02
+
+
+def test_what_it_keeps_is_let_go_with_the_gradient():
+    """Also where weights are differentiated, as in simulated training: no cycle holds it."""
+    update = seen("lenet")
+    passes = partial(slopes, update.model)
+    alive = weakref.ref(passes)
+    weights = {name: w.requires_grad_() for name, w in start_of(update).items()}
+    found = differenced_gradient(passes, weights, list(weights), BATCH.images, BATCH.labels)
+    changes = torch.autograd.grad(sum(f.square().sum() for f in found), list(weights.values()))
+    assert all(change.any() for change in changes)
+    del found, passes
+    assert alive() is None
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.SiLU])

@@ -39,16 +39,17 @@ class Differenced(torch.autograd.Function):
     def forward(ctx, slopes, known, names, *inputs):
         ctx.slopes, ctx.known, ctx.names = slopes, known, names
         ctx.needed = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        ctx.save_for_backward(*inputs)
         wanted = [2 + known.index(name) for name in names]
         found, ctx.pieces = slopes(known, inputs, sorted({*wanted, *ctx.needed}), [])
-        ctx.here = [found[i] for i in ctx.needed]
+        # outputs among them: as attributes of ctx they would keep it alive for ever
+        ctx.save_for_backward(*inputs, *(found[i] for i in ctx.needed))
         return tuple(found[i] for i in wanted)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *direction):
-        images, labels, *weights = ctx.saved_tensors
+        given = 2 + len(ctx.known)
+        images, labels, *weights = ctx.saved_tensors[:given]
         weights = dict(zip(ctx.known, weights, strict=True))
         moving = [weights[name] for name in ctx.names]
         step = STEP * torch.finfo(moving[0].dtype).eps ** 0.5
@@ -57,7 +58,7 @@ class Differenced(torch.autograd.Function):
         inputs = (images, labels, *(weights | dict(zip(ctx.names, moved, strict=True))).values())
         there, _ = ctx.slopes(ctx.known, inputs, ctx.needed, ctx.pieces)
         changes = [None] * len(inputs)
-        for i, here in zip(ctx.needed, ctx.here, strict=True):
+        for i, here in zip(ctx.needed, ctx.saved_tensors[given:], strict=True):
             changes[i] = (there[i] - here) / size
         return None, None, None, *changes
 
