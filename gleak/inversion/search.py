@@ -201,7 +201,7 @@ class Search:
     def evaluate(self, inputs, fade):
         """(Losses (R,), losses at the end weights (R,), terms (R, T)) and gradients."""
         images = inputs[0]
-        fade = images.new_tensor(fade)
+        fade = images.new_full((), fade)  # filled in place: a copy would make a GPU wait
         rows = [
             self.objective.step([t[restart].detach().requires_grad_() for t in inputs], fade)
             for restart in range(len(images))
@@ -246,10 +246,11 @@ class Record:
     def add(self, losses, compared, terms, inputs, restart=None) -> None:
         """One evaluation of all restarts, or of one."""
         which = slice(None) if restart is None else slice(restart, restart + 1)
-        lowest = losses.argmin()
-        self.rows[self.done] = torch.cat([losses[lowest, None], terms[lowest]])
+        lowest = losses.argmin(0, keepdim=True)  # selected from, not indexed by, which would wait
+        rows = torch.cat([losses[:, None], terms], 1)
+        self.rows[self.done] = rows.index_select(0, lowest)[0]
         if self.done in self.wanted:
-            self.kept[self.done] = inputs[0][lowest].detach().clone()
+            self.kept[self.done] = inputs[0].detach().index_select(0, lowest)[0]
         better = compared < self.best_loss[which]
         self.best_loss[which] = torch.where(better, compared, self.best_loss[which])
         for best, tensor in zip(self.best, inputs, strict=True):
