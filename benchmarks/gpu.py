@@ -5,7 +5,8 @@
 One row a search: which case and attack, how many iterations it came to, PSNR and SSIM beside the
 baselines, and the seconds on the card. Searches run side by side, in the order of CASES, until the
 minutes are over; one that takes longer than its share is stopped and keeps its best images. The
-images go to a folder beside the table, one file a case. --probe measures the cost of a step instead
+first images of each case go to a folder beside the
+table. --probe measures the cost of a step instead
 and whether a step waits for the card.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.utils import save_image
 
 import gleak
 
@@ -79,14 +81,24 @@ def main() -> None:
                 file.write(",".join(str(row[name]) for name in COLUMNS) + "\n")
             print(row, flush=True)
             store(folder / f"{row['case']}.npz", originals, row, images)
+    for path in folder.glob("*.npz"):
+        grid(path)
 
 
 def store(path: Path, originals, row: dict, images) -> None:
-    """The first images of a case and what each attack made of them, as bytes."""
+    """The first images of a case and what each attack made of them (first seed), as bytes."""
     kept = dict(np.load(path)) if path.exists() else {"originals": as_bytes(originals)}
-    if row["seed"] == 1:
-        kept[row["attack"]] = as_bytes(images)
-        np.savez_compressed(path, **kept)
+    kept.setdefault(row["attack"], as_bytes(images))
+    np.savez_compressed(path, **kept)
+
+
+def grid(path: Path) -> None:
+    """The first four originals above what the attacks made of them, in the order of ATTACKS."""
+    kept = np.load(path)
+    rows = [torch.from_numpy(kept[name][:4]) for name in ("originals", *ATTACKS) if name in kept]
+    scale = max(1, 128 // rows[0].shape[-1])  # pixels of small images stay squares
+    tiles = torch.cat(rows).float().div(255).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    save_image(tiles, path.with_suffix(".png"), nrow=len(rows[0]), padding=4, pad_value=1)
 
 
 def as_bytes(images):
