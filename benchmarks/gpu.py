@@ -4,10 +4,9 @@
 
 One row a search: which case and attack, how many iterations it came to, PSNR and SSIM beside the
 baselines, and the seconds on the card. Searches run side by side, in the order of CASES, until the
-minutes are over; one that takes longer than its share is stopped and keeps its best images. The
-first images of each case go to a folder beside the
-table. --probe measures the cost of a step instead
-and whether a step waits for the card.
+minutes are over; one that takes longer than its share is stopped and keeps its best images. What is
+in the file already is left out. The first images of each case go to a folder beside the table.
+--probe measures the cost of a step instead, and how often a step waits for the card.
 """
 
 import argparse
@@ -20,13 +19,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from images import DISTINCT, SIXTEEN
 from torchvision.utils import save_image
 
 import gleak
 
-DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]  # of the CIFAR-10 samples: eight classes
-SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]  # of CIFAR-100's, sixteen classes
 PHOTOS = [0, 1, 2, 3, 4, 5, 6, 8]  # of the ImageNet samples: eight classes
 # case: model, train mode, data set, images (or how many of a pool), side, iterations of each attack
 CASES = {
@@ -40,9 +39,7 @@ CASES = {
     "lite0-trained-1": ("efficientnet-lite0", False, "imagenet", PHOTOS[:1], 224, (500, 500, 0)),
 }
 ATTACKS = ("gleak", "general", "gradinversion")
-COLUMNS = ("case,attack,seed,images,iterations,psnr,lowest,ssim,thumb8,mean_colour,seconds").split(
-    ","
-)
+COLUMNS = "case attack seed images iterations psnr lowest ssim thumb8 mean_colour seconds".split()
 
 
 def main() -> None:
@@ -65,15 +62,20 @@ def main() -> None:
     deadline = time.time() + 60 * options.minutes
     folder = options.file.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if options.file.exists():
+        table = pd.read_csv(options.file, comment="#")
+        done = set(zip(table["case"], table["attack"], table["seed"], strict=True))
+    else:
+        options.file.write_text(heading(options))
     jobs = [
         (case, attack, seed, options, deadline)
         for seed in options.seeds
         for case in options.cases
         for attack in options.attacks
-        if iterations_of(case, attack)
+        if iterations_of(case, attack) and (case, attack, seed) not in done
     ]
-    options.file.write_text(heading(options))
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=None) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for row, images, originals in pool.imap_unordered(run, jobs):
             if row is None:
                 continue
@@ -112,7 +114,9 @@ def heading(options) -> str:
     return "".join(
         [
             f"# python benchmarks/gpu.py, {datetime.date.today()}, torch {torch.__version__}\n",
-            f"# {card}, {options.workers} searches side by side\n",
+            f"# {card}, {options.workers} searches side by side, "
+            f"{options.minutes:g} minutes in all, {options.share:g} for one; "
+            "photographs searched in TF32\n",
             ",".join(COLUMNS) + "\n",
         ]
     )
@@ -134,7 +138,7 @@ def iterations_of(case: str, attack: str) -> int:
     return CASES[case][5][ATTACKS.index(attack)]
 
 
-def prepare(device: str) -> None:
+def prepare() -> None:
     """One CPU thread, and convolutions with all digits of float32."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -147,7 +151,7 @@ def run(job):
     left = int(min(60 * options.share, deadline - time.time()))
     if left < 10:
         return None, None, None
-    prepare(options.device)
+    prepare()
     batch, update = client_of(case, seed, options.device)
     iterations = min(iterations_of(case, attack), options.iterations or 10**9)
     # Photographs take too long otherwise; the client has computed with all digits.
@@ -169,12 +173,11 @@ def run(job):
     finally:
         signal.alarm(0)
     seconds = time.perf_counter() - began
-    scores = gleak.score(result.images, batch.images).mean()
-    lowest = gleak.score(result.images, batch.images)["psnr"].min()
-    row = {name: round(float(scores[name]), 3) for name in COLUMNS if name in scores}
-    row |= {"case": case, "attack": attack, "seed": seed, "images": len(batch)}
-    row |= {"iterations": len(result.history), "lowest": round(float(lowest), 3)}
-    row["seconds"] = round(seconds, 1)
+    scores = gleak.score(result.images, batch.images)
+    row = {"case": case, "attack": attack, "seed": seed, "images": len(batch)}
+    row |= {"iterations": len(result.history), "lowest": round(scores["psnr"].min(), 3)}
+    means = scores[["psnr", "ssim", "thumb8", "mean_colour"]].mean()
+    row |= means.round(3).to_dict() | {"seconds": round(seconds, 1)}
     torch.cuda.empty_cache()
     order = batch.labels.argsort(stable=True)
     return row, result.images, batch.images[order]
@@ -182,7 +185,7 @@ def run(job):
 
 def probe(case: str, device: str) -> dict:
     """Milliseconds of a step of matching and of `gleak`, and whether steps wait for the card."""
-    prepare(device)
+    prepare()
     found = {"case": case}
     batch, update = client_of(case, 1, device)
     for attack in ATTACKS[:2]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gleak
 from gleak.inversion import (
@@ -21,6 +22,7 @@ from gleak.inversion import (
 from gleak.inversion.linear import solve_least_squares
 from gleak.inversion.peel import image_features
 from gleak.inversion.priors import consensus
+from gleak.inversion.search import Record
 
 
 @pytest.fixture
@@ -129,6 +131,29 @@ def test_single_settings_can_be_replaced(update, batch, settings):
     )
     assert torch.isfinite(result.images).all()
     assert all(getattr(result.attack, name) == value for name, value in settings.items())
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors: on a GPU, each waits for all work before."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_a_record_reads_no_number_from_the_device():
+    images, losses = torch.rand(2, 3, 1, 4, 4), torch.tensor([2.0, 1.0])
+    record = Record(4, ["loss", "distance"], [images], snapshots=[0])
+    with Reads() as reads:
+        record.add(losses, losses, torch.tensor([[5.0], [6.0]]), [images])
+    assert reads.count == 0
+    assert record.frame().iloc[0].tolist() == [1, 6]  # of the restart with the lower loss
+    assert torch.equal(record.kept[0], images[1])
+    with Reads() as reads:
+        losses[losses.argmin()]
+    assert reads.count == 1  # so it would have been seen
 
 
 def test_restarts_are_chosen_by_the_loss(update, batch):
