@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PROFILE ?= reference
 VENV := .venv/bin/python
-# As in gleak/chapters.py: one thread, and memory that is kept instead of given back at every step.
+# As in gleak/study/chapters.py: one thread, and memory that is kept instead of given back at every step.
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
@@ -29,20 +29,20 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 reproduce test: export GLEAK_GRID = fresh
 
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
-	$(VENV) -m gleak.cli execute --force --profile $(PROFILE)
-	$(VENV) -m gleak.cli book --profile $(PROFILE)
+	$(VENV) -m gleak.study.cli execute --force --profile $(PROFILE)
+	$(VENV) -m gleak.study.cli book --profile $(PROFILE)
 
 book: setup  ## build the book from the committed notebooks
-	$(VENV) -m gleak.cli book
+	$(VENV) -m gleak.study.cli book
 
 pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book then links it
-	$(VENV) -m gleak.cli pdf
+	$(VENV) -m gleak.study.cli pdf
 
 test: setup lint  ## run all tests: package, chapters on other data and as committed, book
 	$(VENV) -m pytest --numprocesses 2 -m "slow or not slow"
 	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
 		--override-ini addopts= --override-ini filterwarnings= notebooks
-	$(VENV) -m gleak.cli book
+	$(VENV) -m gleak.study.cli book
 
 lint: setup
 	$(VENV) -m ruff check .

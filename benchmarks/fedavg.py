@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 import gleak
-from gleak.grid import product
 from gleak.inversion import path
+from gleak.study.runner import product
 
 DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]  # of the CIFAR-10 samples: eight classes
 SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]  # of CIFAR-100's, sixteen classes

@@ -2,8 +2,8 @@
 
     python benchmarks/label_noise.py
 
-Prints the five constants of gleak.labels.bayes, then, for networks on MNIST, crops of photographs
-and (of another seed) on the digits, how often the 90 % intervals hold the true count.
+Prints the five constants of gleak.labels.posterior, then, for networks on MNIST, crops of
+photographs and (of another seed) on the digits, how often the 90 % intervals hold the true count.
 About three minutes on one core.
 """
 
@@ -14,8 +14,8 @@ import pandas as pd
 from scipy.optimize import minimize
 
 import gleak
-from gleak.labels import bayes
-from gleak.labels.case import Case
+from gleak.labels import posterior
+from gleak.labels.last_layer import Case
 from gleak.labels.shares import find_shares
 
 NETWORKS = (("lenet", {"activation": "relu"}), ("convnet", {"width": 8}))
@@ -46,7 +46,7 @@ def fit() -> tuple[float, ...]:
 
     def noise(logs):
         leak, floor, uneven = np.exp(logs)
-        return -bayes.flow_log(share, count, k, n, min(leak, 0.9), floor, uneven).mean()
+        return -posterior.flow_log(share, count, k, n, min(leak, 0.9), floor, uneven).mean()
 
     there, missed = count[count > 0], unseen[count > 0]
 
@@ -81,5 +81,5 @@ def test() -> pd.DataFrame:
 if __name__ == "__main__":
     names = ("LEAK", "FLOOR", "UNEVEN", "MISSED", "FADES")
     for name, value in zip(names, fit(), strict=True):
-        print(f"{name} = {value:.2f}   (in the package: {getattr(bayes, name)})")
+        print(f"{name} = {value:.2f}   (in the package: {getattr(posterior, name)})")
     print(test().round(2).to_string())

@@ -90,7 +90,7 @@ def run(who: str, model: str, size: int, seconds: float, options) -> dict:
     if who == "breaching":
         attack = prepare_breaching(update, batch, options)
     else:
-        import_module("gleak.inversion.loop")
+        import_module("gleak.inversion.invert")
 
         def attack(iterations=None):
             return gleak.invert(

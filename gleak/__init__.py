@@ -33,7 +33,7 @@ _HOME = {
     "list_pools": "training",
     "load_pool": "training",
     "trained_model": "training",
-    "provenance": "environment",
+    "provenance": "provenance",
 }
 __all__ = list(_HOME)
 

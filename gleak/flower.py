@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import save_file
 from torch import nn
 
-from gleak.files import whole
+from gleak.storage import whole
 from gleak.update import FACTS, Update
 
 

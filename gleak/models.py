@@ -11,7 +11,7 @@ from torchvision.models import resnet18 as torchvision_resnet18
 
 from gleak.data import Batch
 from gleak.update import as_sent, check_fits, find_classifier
-from gleak.weights import FORMATS, read_tensors
+from gleak.wire import FORMATS, read_tensors
 
 # Mean and standard deviation of the training images, per channel.
 NORMALISATION = {

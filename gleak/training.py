@@ -19,9 +19,9 @@ from torchvision.transforms import functional as transforms
 
 from gleak.data import Batch, load_batch
 from gleak.datasets import known_names, open_source, sample_files
-from gleak.files import whole
-from gleak.identity import folder_stamp
+from gleak.folders import folder_stamp
 from gleak.models import build_model
+from gleak.storage import whole
 
 MOST = 5000  # images of a pool that is drawn from a larger set
 

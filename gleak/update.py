@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from gleak.files import whole
-from gleak.weights import read_tensors
+from gleak.storage import whole
+from gleak.wire import read_tensors
 
 # What a client may tell about its local training, each a plain number.
 FACTS = ("lr", "epochs", "batch_size", "momentum", "drop_last")

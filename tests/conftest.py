@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 import gleak
-from gleak import chapters
+from gleak.study import chapters
 
 
 @pytest.fixture

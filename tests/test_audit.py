@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from gleak import chapters, cli
-from gleak.audit import options_of, self_contained
+from gleak.study import chapters, cli
+from gleak.study.audit import options_of, self_contained
 
 
 @pytest.fixture

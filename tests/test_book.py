@@ -6,7 +6,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 import gleak
-from gleak import chapters
+from gleak.study import chapters
 
 
 @pytest.fixture(scope="module")

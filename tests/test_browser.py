@@ -12,7 +12,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from gleak import chapters
+from gleak.study import chapters
 
 PAGES = re.findall(r"(?:root|file): (\S+)", (chapters.root() / "_toc.yml").read_text())
 CHROMIUM = os.environ.get("GLEAK_CHROMIUM") or next(

@@ -5,8 +5,8 @@ import subprocess
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from gleak.changes import changes
-from gleak.records import MIME
+from gleak.study.changes import changes
+from gleak.study.verdicts import MIME
 
 
 def notebook(verdict, claim):

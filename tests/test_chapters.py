@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from conftest import SOURCE
 
-from gleak import chapters, cli, identity
+from gleak import provenance
+from gleak.study import chapters, cli
 
 
 def gleak(*arguments):
@@ -133,10 +134,10 @@ def test_comments_and_docstrings_of_the_package_make_nothing_stale():
     import ast
 
     one = 'def f(x):\n    """Doc."""\n    return x  # why\n'
-    assert identity.syntax(ast.parse(one)) == identity.syntax(
+    assert provenance.syntax(ast.parse(one)) == provenance.syntax(
         ast.parse("def f(x):\n    return x\n")
     )
-    assert identity.syntax(ast.parse(one)) != identity.syntax(
+    assert provenance.syntax(ast.parse(one)) != provenance.syntax(
         ast.parse("def f(x):\n    return 1\n")
     )
 

@@ -4,9 +4,9 @@ from torch import nn
 
 import gleak
 from gleak.inversion import labels_of, unrolled
+from gleak.inversion.closed.relu import active_shares
 from gleak.inversion.drift import classifier_drift, undrifted
-from gleak.inversion.peel import image_features, peel
-from gleak.inversion.switching import active_shares
+from gleak.labels.features import image_features, peel
 
 
 def error(found, truth) -> float:

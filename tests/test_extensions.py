@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gleak import chapters
+from gleak.study import chapters
 
 sys.path.insert(0, str(chapters.root() / "book" / "_ext"))
 import accessible

@@ -9,8 +9,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 import gleak
-from gleak import chapters
 from gleak.flower import KeepUpdates, kept_updates
+from gleak.study import chapters
 
 
 class TwoNodes:

@@ -19,10 +19,10 @@ from gleak.inversion import (
     spear,
     total_variation,
 )
-from gleak.inversion.linear import solve_least_squares
-from gleak.inversion.peel import image_features
+from gleak.inversion.closed.solve import solve_least_squares
 from gleak.inversion.priors import consensus
 from gleak.inversion.search import Record
+from gleak.labels.features import image_features
 
 
 @pytest.fixture

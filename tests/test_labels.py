@@ -13,7 +13,7 @@ from torch import nn
 
 import gleak
 from gleak import training
-from gleak.labels import bayes, case, largest_remainder, rules, shares
+from gleak.labels import largest_remainder, last_layer, posterior, rules, shares
 
 ALL = gleak.list_label_methods(aux=True)
 
@@ -28,7 +28,7 @@ def by_hand(two_layers, tiny):
 
 def set_statistics(monkeypatch, softmax, features):
     tables = torch.tensor(softmax).double(), torch.tensor(features).double()
-    monkeypatch.setattr(case, "forward_all", lambda places, images: tables)
+    monkeypatch.setattr(last_layer, "forward_all", lambda places, images: tables)
 
 
 def set_gradient(update, weight, bias):
@@ -382,7 +382,7 @@ def test_signs_prove_the_same_over_local_steps(batch_size, alike):
     assert (found.at_least <= batch.label_counts).all()
     there = batch.label_counts > 0
     assert (found.at_least[there] > 0).double().mean() > 0.6
-    least = bayes.proven(case.Case(update))
+    least = posterior.proven(last_layer.Case(update))
     assert (least.max() > 1) == alike  # without even weights only presence is proven
 
 
@@ -391,8 +391,8 @@ def test_signs_within_the_rounding_of_the_weights_prove_nothing():
     with torch.no_grad():
         model[-1][-1].weight.add_(100)  # float32 now steps by 8e-6, more than lr times the gradient
     update = gleak.fedavg(model, batch, epochs=5, batch_size=16, lr=1e-6)
-    assert case.Case(update).unseen.all()
-    assert not case.Case(gleak.fedsgd(model, batch)).unseen.all()
+    assert last_layer.Case(update).unseen.all()
+    assert not last_layer.Case(gleak.fedsgd(model, batch)).unseen.all()
 
 
 def test_rank_one_least_squares_against_the_plain_form():
@@ -414,23 +414,23 @@ def test_best_counts_maximise_the_expected_overlap():
             table[n, t] * min(c, t) for n, c in enumerate(counts) for t in range(table.shape[1])
         )
 
-    grid = bayes.Grid.around(np.zeros(3), 4, np.zeros(3, dtype=int))  # 0 to 4 of each class
-    best = bayes.best_counts(grid, grid.cumulate(table.ravel()), 4, np.arange(3))
+    grid = posterior.Grid.around(np.zeros(3), 4, np.zeros(3, dtype=int))  # 0 to 4 of each class
+    best = posterior.best_counts(grid, grid.cumulate(table.ravel()), 4, np.arange(3))
     assert best.sum() == 4
     assert overlap(best) == pytest.approx(max(map(overlap, every)))
 
 
 def test_marginals_of_two_classes_and_three_samples():
     # Counts (0, 3) ... (3, 0). The sum holds in the mean; what the signs prove leaves one way only.
-    grid = bayes.Grid.around(np.zeros(2), 3, np.zeros(2, dtype=int))
+    grid = posterior.Grid.around(np.zeros(2), 3, np.zeros(2, dtype=int))
     likelihood = np.log(np.array([[0.1, 0.6, 0.2, 0.1, 0.1, 0.2, 0.6, 0.1]]))
-    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
+    table = posterior.marginals(grid, 3, likelihood, np.ones(1))
     assert grid.sum(table) == pytest.approx([1, 1])
     assert grid.sum(table * grid.count).sum() == pytest.approx(3)
     assert table[1] == pytest.approx(table[6], abs=0.02)  # as the likelihoods mirror each other
     assert table[1] > 0.5
     likelihood[0, 4:7] = -np.inf
-    table = bayes.marginals(grid, 3, likelihood, np.ones(1))
+    table = posterior.marginals(grid, 3, likelihood, np.ones(1))
     assert table[[0, 7]] == pytest.approx([1, 1], abs=1e-3)
 
 
@@ -529,14 +529,14 @@ def test_an_image_the_network_is_all_but_sure_of_still_shows_in_its_row():
         model[-1].bias.zero_()
     images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]).view(2, 1, 2, 2)
     update = gleak.fedsgd(model, gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"]))
-    assert case.Case(update).unseen.tolist() == [False, False, True]
+    assert last_layer.Case(update).unseen.tolist() == [False, False, True]
 
 
 def test_a_thousand_classes_no_worse_than_the_sign_rule():
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:16]
     batch = gleak.load_batch("imagenet-samples", indices=order.tolist(), image_size=112)
     update = gleak.fedsgd(gleak.build_model("efficientnet-lite0", batch), batch, training=False)
-    assert shares.unlearned(case.Case(update, inputs=case.FEW)) == 0
+    assert shares.unlearned(last_layer.Case(update, inputs=last_layer.FEW)) == 0
     scores = [
         gleak.score_labels(gleak.restore_labels(update, method), batch.label_counts)["instance"]
         for method in ("gleak", "idlg")

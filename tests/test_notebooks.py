@@ -6,7 +6,7 @@ import jupytext
 import nbformat
 import pytest
 
-from gleak import chapters
+from gleak.study import chapters
 
 CHAPTERS = chapters.chapters()
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from gleak import chapters
-from gleak.records import stored_verdicts
+from gleak.study import chapters
+from gleak.study.verdicts import stored_verdicts
 
 CHAPTERS = [name for name in chapters.chapters() if not chapters.reads_verdicts(name)]
 

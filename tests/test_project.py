@@ -8,7 +8,7 @@ from importlib.metadata import version
 import yaml
 
 import gleak
-from gleak import chapters
+from gleak.study import chapters
 
 ROOT = chapters.root()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

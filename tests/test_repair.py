@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gleak
-from gleak.inversion.repair import fits, least_counts, possible_classes, repair_counts
+from gleak.labels.repair import fits, least_counts, possible_classes, repair_counts
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import HEADER
 
-from gleak import chapters, sweep
-from gleak.chapters import ChapterError
+from gleak.study import chapters, sweep
+from gleak.study.chapters import ChapterError
 
 SOURCE = (
     HEADER

@@ -21,7 +21,7 @@ from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-from gleak.records import MIME
+from gleak.study.verdicts import MIME
 
 
 def notebooks(env) -> dict[str, dict]:

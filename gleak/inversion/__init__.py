@@ -14,10 +14,10 @@ loop        `invert`: one door for all attacks
 """
 
 from gleak.inversion.attack import ATTACKS, Attack
+from gleak.inversion.closed.peel import peel
+from gleak.inversion.closed.spear import spear
 from gleak.inversion.distances import DISTANCES, cosine, flatten
-from gleak.inversion.exact import spear
-from gleak.inversion.loop import invert, labels_of, list_attacks
-from gleak.inversion.peel import peel
+from gleak.inversion.invert import invert, labels_of, list_attacks
 from gleak.inversion.priors import PRIORS, total_variation
 from gleak.inversion.search import Inversion, InversionFailed
 from gleak.inversion.update_models import (

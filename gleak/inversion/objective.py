@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.batch_norm import batch_norm_targets, listen, statistics_distance
-from gleak.inversion.difference import (
+from gleak.inversion.distances import DISTANCES
+from gleak.inversion.finite_difference import (
     difference_fits,
     differenced_gradient,
     functional_slopes,
     slopes,
 )
-from gleak.inversion.distances import DISTANCES
 from gleak.inversion.priors import PRIORS
 from gleak.inversion.update_models import (
     equivalent,

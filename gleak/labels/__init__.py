@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from gleak.data import Batch
-from gleak.labels import bayes, rules
-from gleak.labels.bayes import LabelPosterior, label_posterior
-from gleak.labels.case import DISTRIBUTIONS, PATH, Case
+from gleak.labels import posterior, rules
+from gleak.labels.last_layer import DISTRIBUTIONS, PATH, Case
+from gleak.labels.posterior import LabelPosterior, label_posterior
 from gleak.labels.rounding import largest_remainder
-from gleak.labels.single import Singles, single_images
+from gleak.labels.singles import Singles, single_images
 from gleak.update import MissingKnowledge, Update
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 METHODS = {
     "zlg": rules.zlg,
     "zlg-bias": rules.zlg_bias,
-    "gleak": bayes.gleak,
+    "gleak": posterior.gleak,
     "idlg": rules.idlg,
     "gradinversion": rules.gradinversion,
     "llg": rules.llg,

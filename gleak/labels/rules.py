@@ -11,7 +11,7 @@ whole. g stands for the row sums of grad W, K for the number of samples, N for t
 import torch
 from scipy.optimize import nnls
 
-from gleak.labels.case import Case, forward_all
+from gleak.labels.last_layer import Case, forward_all
 from gleak.update import Update
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from gleak.labels.case import Case
+from gleak.labels.last_layer import Case
 
 MANY_CLASSES = 20  # beyond this the N(N-1) flows are too many to solve for one by one
 REACH = 0.5  # s in `flows`, in units of |o|; how far hardly matters, that it is towards W_n does

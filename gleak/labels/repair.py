@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from gleak.inversion.peel import features_at_once
-from gleak.labels.single import single_images
+from gleak.labels.features import features_at_once
+from gleak.labels.singles import single_images
 from gleak.update import MissingKnowledge, Update
 
 

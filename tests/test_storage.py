@@ -8,9 +8,9 @@ import pytest
 from safetensors import SafetensorError
 
 import gleak
-from gleak import chapters, sweep
-from gleak.files import whole
-from gleak.grid import run_grid
+from gleak.storage import whole
+from gleak.study import chapters, sweep
+from gleak.study.runner import run_grid
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from gleak.provenance import digest_of
+
 KINDS = ("folder", "images")
 
 
@@ -32,3 +34,20 @@ def folder_name(name: str, base: Path = Path()) -> FolderName | None:
     if not (before and size.isdecimal() and int(size) > 0) or whole.exists():
         return FolderName(kind, whole, None)
     return FolderName(kind, base / home(before), int(size))
+
+
+def folder_stamp(name: str) -> str:
+    """What tells a data set of one's own (`folder:PATH`, `images:PATH`) from what it was before.
+
+    A digest of the names, sizes and times of its files; empty for all other names, and for a folder
+    that is not there.
+    """
+    named = folder_name(name)
+    if named is None:
+        return ""
+    path = named.path
+    path = path.parent if path.is_file() else path  # a table of labels lies beside its images
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    about = [(file, file.stat()) for file in files]
+    content = [(f.relative_to(path), s.st_size, s.st_mtime_ns) for f, s in about]
+    return digest_of(content) if content else ""

@@ -34,7 +34,7 @@ from scipy.optimize import least_squares, linprog, nnls
 from scipy.special import softmax
 from sklearn.utils.extmath import randomized_svd
 
-from gleak.labels.case import FEW, Case
+from gleak.labels.last_layer import FEW, Case
 from gleak.labels.shares import LastLayer
 from gleak.update import MissingKnowledge, Update
 

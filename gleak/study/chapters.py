@@ -24,11 +24,12 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from gleak.files import whole
-from gleak.identity import digest_of, folder_stamp, package_digest
-from gleak.names import folder_name
-from gleak.records import FOLDER, stored_verdicts
+from gleak.folders import folder_name, folder_stamp
+from gleak.provenance import digest_of, package_digest
+from gleak.storage import whole
+from gleak.study.verdicts import FOLDER, stored_verdicts
 
+PACKAGE = Path(__file__).parents[1]
 PROFILES = ("smoke", "reference", "full")
 
 # What chapters run with. Small networks are faster on one thread, and one thread gives one result.
@@ -48,7 +49,7 @@ class ChapterError(ValueError):
 def root() -> Path:
     """The project's folder: GLEAK_ROOT, the one around this package, or where the caller stands."""
     named = [Path(os.environ["GLEAK_ROOT"])] if "GLEAK_ROOT" in os.environ else []
-    for folder in (*named, Path(__file__).parent.parent, Path.cwd(), *Path.cwd().parents):
+    for folder in (*named, Path(__file__).parents[2], Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "_config.yml").exists():
             return folder
     raise ChapterError("not in a checkout of gleak: no notebooks/ and _config.yml here")
@@ -292,7 +293,7 @@ def renew_prose(run: Run) -> bool:
 def freshness_key(run: Run) -> str:
     """A digest of all that decides the run's outputs."""
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
-    look = (Path(__file__).parent / "figures.mplstyle").read_text(encoding="utf-8")
+    look = (PACKAGE / "figures.mplstyle").read_text(encoding="utf-8")
     content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
     for value in run.parameters.values():
         named = value if isinstance(value, list) else [value]
@@ -328,7 +329,7 @@ def stage(profile: str) -> Path:
     for name in ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):
         if (root() / name).exists():
             shutil.copy(root() / name, folder)
-    for tree in (root() / "book", Path(__file__).parent):  # pages quote from the package
+    for tree in (root() / "book", PACKAGE):  # pages quote from the package
         shutil.copytree(tree, folder / tree.name, ignore=shutil.ignore_patterns("__pycache__"))
     printed = root() / "_build" / "gleak.pdf"
     if printed.exists():

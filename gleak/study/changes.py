@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from gleak.records import MIME
+from gleak.study.verdicts import MIME
 
 
 def changes(root: Path, revision: str = "HEAD") -> list[str]:

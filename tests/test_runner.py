@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gleak
-from gleak.grid import product, run_grid
+from gleak.study.runner import product, run_grid
 
 calls = []
 FACTOR = 2

@@ -18,10 +18,10 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from gleak import chapters
-from gleak.chapters import ChapterError, Run
-from gleak.files import whole
-from gleak.records import stored_verdicts
+from gleak.storage import whole
+from gleak.study import chapters
+from gleak.study.chapters import ChapterError, Run
+from gleak.study.verdicts import stored_verdicts
 
 # Snakemake's own arguments that say how many runs at a time, and where.
 PLACES = ("--cores", "-c", "--jobs", "-j", "--profile", "--workflow-profile", "--executor", "-e")

@@ -1,56 +1,31 @@
-"""What a result depends on besides its parameters: the package's code, as one digest."""
+"""What a result was made with, and the digests that tell it from another."""
 
 import ast
 import hashlib
 import json
+import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
-from gleak.names import folder_name
-
-# What starts the runs, but cannot change what they find.
-MACHINERY = (
-    "changes.py",
-    "audit.py",
-    "chapters.py",
-    "cli.py",
-    "flower.py",
-    "identity.py",
-    "sweep.py",
-)
+# What starts the runs, or shows what they found, but cannot change it.
+MACHINERY = ("study", "figures.py", "flower.py")
 
 
 @cache
 def package_digest() -> str:
     """A digest of the package's modules, without their comments and docstrings.
 
-    Modules in MACHINERY are left out: an edit of the command line makes no result stale.
+    What is named in MACHINERY is left out: an edit of the command line makes no result stale.
     """
     package = Path(__file__).parent
     files = sorted(package.rglob("*.py"))
     content = [
         (file.relative_to(package).as_posix(), syntax(ast.parse(file.read_text(encoding="utf-8"))))
         for file in files
-        if file.name not in MACHINERY
+        if file.relative_to(package).parts[0] not in MACHINERY
     ]
     return digest_of(content)
-
-
-def folder_stamp(name: str) -> str:
-    """What tells a data set of one's own (`folder:PATH`, `images:PATH`) from what it was before.
-
-    A digest of the names, sizes and times of its files; empty for all other names, and for a folder
-    that is not there.
-    """
-    named = folder_name(name)
-    if named is None:
-        return ""
-    path = named.path
-    path = path.parent if path.is_file() else path  # a table of labels lies beside its images
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    about = [(file, file.stat()) for file in files]
-    content = [(f.relative_to(path), s.st_size, s.st_mtime_ns) for f, s in about]
-    return digest_of(content) if content else ""
 
 
 def digest_of(content) -> str:
@@ -75,3 +50,16 @@ def syntax(node):
 def ast_docstring(node: ast.AST) -> str | None:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return ast.get_docstring(node) if isinstance(node, kinds) else None
+
+
+def provenance() -> dict[str, str]:
+    """Versions and settings that a figure in the book depends on; nothing that names a person."""
+    import torch  # here, as digests should not wait for it
+
+    packages = ("gleak", "torch", "torchvision", "numpy", "scipy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }

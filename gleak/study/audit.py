@@ -11,8 +11,8 @@ from pathlib import Path
 
 import nbformat
 
-from gleak import chapters
-from gleak.files import whole
+from gleak.storage import whole
+from gleak.study import chapters
 
 CHAPTER = "13_your_data"
 LEFT_OUT = "remove-from-report"  # the tag of cells that belong to the book alone

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import gleak
-from gleak.weights import read_tensors
+from gleak.wire import read_tensors
 
 
 class Evil:

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from scipy.special import gammaln
 
-from gleak.labels.case import FEW, Case
+from gleak.labels.last_layer import FEW, Case
 from gleak.labels.shares import Shares, find_shares
-from gleak.labels.single import find_singles
+from gleak.labels.singles import find_singles
 from gleak.update import MissingKnowledge, Update
 
 # Dirichlet prior over counts, concentration -> chance: labels drawn evenly (the K/N guess), or of

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from gleak.inversion.linear import by_tap, input_equations, taps
+from gleak.inversion.closed.solve import by_tap, input_equations, taps
 
 
 def active_shares(

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from gleak.inversion.linear import separate
-from gleak.inversion.peel import chain, peel
+from gleak.inversion.closed.peel import chain, peel
+from gleak.inversion.closed.solve import separate
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 

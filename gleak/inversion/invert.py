@@ -10,12 +10,13 @@ from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
+from gleak.inversion.closed.peel import TOLERANCE, peel
+from gleak.inversion.closed.spear import exact_images
 from gleak.inversion.drift import classifier_drift, undrifted
-from gleak.inversion.exact import exact_images
 from gleak.inversion.objective import Objective
-from gleak.inversion.peel import TOLERANCE, image_features, peel
 from gleak.inversion.search import Inversion, Search
 from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
+from gleak.labels.features import image_features
 from gleak.update import MissingKnowledge, Update
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import yaml
 
-from gleak import chapters
+from gleak.study import chapters
 
 
 @click.group()
@@ -124,7 +124,7 @@ def audit(out, **options):
 
     Options that are not given are as in chapter 13: gleak chapters lists them.
     """
-    from gleak import audit as report
+    from gleak.study import audit as report
 
     page = report.audit(report.options_of(options), out)
     click.echo(f"the report: {shown(page.resolve())}")
@@ -145,7 +145,7 @@ def sweep(file, out, dry_run, arguments):
     Finished runs are not done again. What follows the file goes to Snakemake as it is: --cores 4,
     --retries 2, --executor slurm --jobs 100, --profile NAME and all its others.
     """
-    from gleak import sweep as sweeps
+    from gleak.study import sweep as sweeps
 
     folder = (out or chapters.root() / "runs" / file.stem).resolve()
     runs = sweeps.plan(sweeps.read_sweep(file), folder)
@@ -178,7 +178,7 @@ def book(profile):
 @click.option("--revision", default="HEAD", show_default=True, help="What to compare with.")
 def changes(revision):
     """Say which verdicts and claims differ from the committed notebooks'; 1 if any do."""
-    from gleak.changes import changes as find
+    from gleak.study.changes import changes as find
 
     lines = find(chapters.root(), revision)
     for line in lines:

@@ -4,11 +4,12 @@ import nbformat
 import pytest
 from conftest import SOURCE
 
-from gleak import book, chapters, records
+from gleak.study import book, chapters
+from gleak.study.verdicts import stored_verdicts
 
 CLAIM = """
 ```{code-cell} ipython3
-from gleak.book import verdict
+from gleak.study.book import verdict
 measured = f"{1 / 3:.2f} of them"
 verdict(claim=1, setting="four", measured=measured, verdict="holds partly", why="So it is.")
 ```
@@ -17,7 +18,7 @@ SUM_UP = (
     SOURCE
     + """
 ```{code-cell} ipython3
-from gleak.book import verdicts
+from gleak.study.book import verdicts
 for row in verdicts().itertuples():
     print(row.claim, row.verdict, row.measured, row.chapter)
 ```
@@ -31,7 +32,7 @@ def test_a_verdict_is_recorded_and_summed_up_and_makes_the_sum_stale(project):
     (folder / "02_sum.md").write_text(SUM_UP)
     first, last = (chapters.profile_run(name, "smoke") for name in ("01_small", "02_sum"))
     chapters.execute(first)
-    (record,) = records.stored_verdicts([first.output])
+    (record,) = stored_verdicts([first.output])
     assert record["measured"] == "0.33 of them"
     assert chapters.reads_verdicts("02_sum")
     assert not chapters.reads_verdicts("01_small")

@@ -6,7 +6,7 @@ import myst_nb
 import pandas as pd
 from IPython.display import display
 
-from gleak.records import MIME, VERDICTS, notebook_folder, stored_verdicts
+from gleak.study.verdicts import MIME, VERDICTS, notebook_folder, stored_verdicts
 
 
 def glue(name: str, value) -> None:

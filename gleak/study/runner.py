@@ -15,8 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from gleak.data import Batch
-from gleak.files import whole
-from gleak.identity import digest_of, folder_stamp, package_digest
+from gleak.folders import folder_stamp
+from gleak.provenance import digest_of, package_digest
+from gleak.storage import whole
 from gleak.training import cache_folder
 
 PLAIN = (bool, int, float, str, type(None))

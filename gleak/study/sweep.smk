@@ -1,4 +1,4 @@
-# One target for each run of a sweep; gleak/sweep.py wrote plan.json and starts this in its folder.
+# One target for each run of a sweep; gleak/study/sweep.py wrote plan.json and starts this in its folder.
 import json
 from pathlib import Path
 
@@ -18,4 +18,4 @@ rule run:
     params:
         python=PLAN["python"],
     shell:
-        "{params.python:q} -m gleak.sweep . {wildcards.key} > {log:q} 2>&1"
+        "{params.python:q} -m gleak.study.sweep . {wildcards.key} > {log:q} 2>&1"

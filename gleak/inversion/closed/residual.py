@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from gleak.inversion.linear import (
+from gleak.inversion.closed.solve import (
     by_tap,
     double,
     input_equations,

@@ -1,0 +1,1 @@
+"""What a gradient gives away in closed form."""

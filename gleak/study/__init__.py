@@ -1,0 +1,1 @@
+"""What makes the book: command, chapters, sweeps, verdicts, and the experiments of the chapters."""
