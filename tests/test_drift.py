@@ -4,9 +4,10 @@ from torch import nn
 
 import gleak
 from gleak.inversion import labels_of, unrolled
+from gleak.inversion.closed.peel import peel
 from gleak.inversion.closed.relu import active_shares
 from gleak.inversion.drift import classifier_drift, undrifted
-from gleak.labels.features import image_features, peel
+from gleak.labels.features import image_features
 
 
 def error(found, truth) -> float:

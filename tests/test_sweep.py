@@ -68,7 +68,7 @@ def sweeps(project, monkeypatch):
 def start(project, runs, *arguments):
     file = project / "many.yaml"
     file.write_text(yaml.safe_dump({"runs": runs}))
-    command = [sys.executable, "-m", "gleak.cli", "sweep", str(file), *arguments]
+    command = [sys.executable, "-m", "gleak.study.cli", "sweep", str(file), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
