@@ -28,6 +28,26 @@ def package_digest() -> str:
     return digest_of(content)
 
 
+def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Name -> digest of the modules of gleak.study that a source imports, directly or by others.
+
+    Those that display or store results count as well, as far as the source names them.
+    """
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+            "gleak.study"
+        ):
+            continue
+        for name in (module, *(f"{module}.{alias.name}" for alias in node.names)):
+            file = Path(__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".py")
+            if name not in known | found.keys() and file.is_file():
+                text = file.read_text(encoding="utf-8")
+                found[name] = digest_of(syntax(ast.parse(text)))
+                found |= study_code(text, known | found.keys())
+    return found
+
+
 def digest_of(content) -> str:
     """SHA-256, in hex, of anything that JSON can hold; of other values their `str`."""
     text = json.dumps(content, sort_keys=True, default=str)

@@ -25,7 +25,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from gleak.folders import folder_name, folder_stamp
-from gleak.provenance import digest_of, package_digest
+from gleak.provenance import digest_of, package_digest, study_code
 from gleak.storage import whole
 from gleak.study.verdicts import FOLDER, stored_verdicts
 
@@ -293,8 +293,11 @@ def renew_prose(run: Run) -> bool:
 def freshness_key(run: Run) -> str:
     """A digest of all that decides the run's outputs."""
     code = [cell.source for cell in read_source(run.chapter).cells if cell.cell_type == "code"]
-    look = (PACKAGE / "figures.mplstyle").read_text(encoding="utf-8")
+    look = [
+        (PACKAGE / name).read_text(encoding="utf-8") for name in ("figures.py", "figures.mplstyle")
+    ]
     content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
+    content.append(study_code("\n".join(code)))
     for value in run.parameters.values():
         named = value if isinstance(value, list) else [value]
         content += [folder_stamp(name) for name in named if isinstance(name, str)]

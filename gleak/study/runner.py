@@ -1,22 +1,18 @@
-"""One experiment over a grid of settings: a tidy frame, and nothing finished is lost or redone."""
+"""One experiment over many settings: a tidy frame, and nothing finished is lost or redone."""
 
-import dis
-import hashlib
+import ast
 import inspect
 import itertools
 import json
 import os
-import types
 from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from gleak.data import Batch
 from gleak.folders import folder_stamp
-from gleak.provenance import digest_of, package_digest
+from gleak.provenance import digest_of, package_digest, study_code, syntax
 from gleak.storage import whole
 from gleak.training import cache_folder
 
@@ -34,35 +30,53 @@ def product(**choices: Iterable) -> list[dict]:
 
 
 def run_grid(
-    function: Callable, settings: Iterable[Mapping], *, label: str = "settings"
+    function: Callable,
+    settings: Iterable[Mapping],
+    *,
+    common: Mapping | None = None,
+    label: str = "settings",
 ) -> pd.DataFrame:
-    """`function(**setting)` for each setting: a frame with the settings and what was found.
+    """`function(**common, **setting)` for each setting: a frame with the settings and their rows.
 
     function returns a dict of plain values (numbers, strings), or a list of them for several rows.
-    Each finished setting is stored under a digest of the function's code and what it uses of its
-    notebook, the setting (of a folder of images: its files, too), and the package's code: an
-    interrupted run goes on where it stopped.
+    common: arguments that all settings share; they are no columns of the frame.
+    Each finished setting is stored under a digest of what decides it: the module of the function,
+    the package's science, the arguments (of a folder of images: its files, too), the version of
+    torch. An interrupted run goes on where it stopped. What a function of a notebook reads is not
+    known, so its rows are not stored.
     With GLEAK_GRID=fresh in the environment everything is computed anew.
 
     Raises TypeError for values that are not plain; what the function raises passes through.
     """
-    folder = cache_folder() / "grid"
-    fresh = os.environ.get("GLEAK_GRID") == "fresh"
-    code = [source_of(function), package_digest(), torch.__version__]
+    common = dict(common or {})
+    folder, code = cache_folder() / "grid", code_of(function)
+    keep, fresh = code is not None, os.environ.get("GLEAK_GRID") == "fresh"
     rows = []
     for setting in tqdm(list(settings), desc=label, leave=False, disable=None):
-        stamps = [folder_stamp(value) for value in setting.values() if isinstance(value, str)]
-        file = folder / f"{digest_of([code, setting, stamps])[:32]}.json"
-        found = None if fresh else stored(file)
+        arguments = {**common, **setting}
+        stamps = [folder_stamp(value) for value in arguments.values() if isinstance(value, str)]
+        file = folder / f"{digest_of([code, arguments, stamps])[:32]}.json"
+        found = stored(file) if keep and not fresh else None
         if found is None:
-            found = function(**setting)
+            found = function(**arguments)
             found = [found] if isinstance(found, Mapping) else list(found)
             found = [{name: plain(name, value) for name, value in row.items()} for row in found]
-            folder.mkdir(parents=True, exist_ok=True)
-            with whole(file) as partial:
-                partial.write_text(json.dumps(found))
+            if keep:
+                folder.mkdir(parents=True, exist_ok=True)
+                with whole(file) as partial:
+                    partial.write_text(json.dumps(found))
         rows += [{**setting, **row} for row in found]
     return pd.DataFrame(rows)
+
+
+def code_of(function: Callable) -> list | None:
+    """What tells the code that a function runs from another; None for one of a notebook."""
+    if function.__module__ == "__main__":
+        return None
+    source = inspect.getsource(inspect.getmodule(function))
+    own = digest_of(syntax(ast.parse(source)))
+    where = [function.__module__, function.__qualname__, own]
+    return [*where, study_code(source), package_digest(), torch.__version__]
 
 
 def stored(file) -> list[dict] | None:
@@ -80,52 +94,3 @@ def plain(name: str, value):
     if not isinstance(value, PLAIN):
         raise TypeError(f"{name} must be a plain number or string; got {type(value).__name__}")
     return value
-
-
-def source_of(function: Callable, seen: set | None = None) -> list:
-    """A function's source, with that of the functions and the values of the variables it uses."""
-    seen = set() if seen is None else seen
-    if function in seen:
-        return []
-    seen.add(function)
-    content = [inspect.getsource(function)]
-    space = function.__globals__
-    for name in sorted(names_in(function.__code__) & set(space)):
-        value = space[name]
-        if isinstance(value, types.FunctionType) and value.__globals__ is space:
-            content.append(source_of(value, seen))
-        elif not isinstance(value, types.ModuleType | type) and not callable(value):
-            content.append([name, content_of(name, value)])
-        elif isinstance(value, nn.Module):
-            content.append([name, repr(value), content_of(name, value.state_dict())])
-    return content
-
-
-def content_of(name: str, value):
-    """What decides a variable of the notebook; TypeError for kinds whose content is not known."""
-    if isinstance(value, str):
-        return [value, folder_stamp(value)]
-    if isinstance(value, (*PLAIN, range)):
-        return repr(value)
-    if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous().numpy()
-        return [str(value.dtype), list(value.shape), hashlib.sha256(data.tobytes()).hexdigest()]
-    if isinstance(value, Batch):
-        return [content_of(name, part) for part in (value.images, value.labels, value.dataset)]
-    if isinstance(value, Mapping):
-        return [[str(key), content_of(name, entry)] for key, entry in value.items()]
-    if isinstance(value, list | tuple):
-        return [content_of(name, entry) for entry in value]
-    raise TypeError(
-        f"the function reads {name}, a {type(value).__name__}: make it inside the function, or "
-        "hand its plain parts over as settings"
-    )
-
-
-def names_in(code: types.CodeType) -> set[str]:
-    """The global names that a code object and those inside it read."""
-    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    read = {
-        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    return read.union(*(names_in(one) for one in inner))
