@@ -35,9 +35,8 @@ def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, st
     """
     found = {}
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
-            "gleak.study"
-        ):
+        module = getattr(node, "module", None) or ""
+        if not isinstance(node, ast.ImportFrom) or not module.startswith("gleak.study"):
             continue
         for name in (module, *(f"{module}.{alias.name}" for alias in node.names)):
             file = Path(__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".py")
