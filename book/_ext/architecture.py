@@ -1,6 +1,6 @@
-"""The `architecture` directive: the package's modules and what each imports, drawn at every build.
+"""The `architecture` directive: modules and what each imports, drawn at every build.
 
-Subpackages are one box. Arrows point to what is imported; one that follows from others is left out,
+Its argument is a folder of the package, by default the whole of it. Subpackages are one box. Arrows point to what is imported; one that follows from others is left out,
 and so are imports inside functions.
 """
 
@@ -18,19 +18,21 @@ FLOW = ("data", "client", "update", "labels", "inversion", "metrics", "figures")
 WIDTH, ROW, BOX, GAP = 760, 84, 30, 16
 
 
-def imports() -> dict[str, set[str]]:
-    """Module or subpackage -> those of gleak that it imports."""
-    found = {}
-    for file in sorted(PACKAGE.rglob("*.py")):
-        parts = file.relative_to(PACKAGE).parts
+def imports(folder: str = "") -> dict[str, set[str]]:
+    """Module or subpackage of a folder of gleak -> those of the same folder that it imports."""
+    found, home = {}, PACKAGE / folder
+    package = ".".join(["gleak", *Path(folder).parts])
+    for file in sorted(home.rglob("*.py")):
+        parts = file.relative_to(home).parts
         name = parts[0].removesuffix(".py")
         if name.startswith("__"):
             continue
         found.setdefault(name, set())
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gleak"):
-                below = node.module.split(".")[1:2] or [alias.name for alias in node.names]
-                found[name] |= set(below)
+            module = getattr(node, "module", None) or ""
+            if isinstance(node, ast.ImportFrom) and f"{module}.".startswith(f"{package}."):
+                below = module.removeprefix(package).split(".")[1:2]
+                found[name] |= set(below or [alias.name for alias in node.names])
     return {name: {n for n in needs if n in found and n != name} for name, needs in found.items()}
 
 
@@ -91,10 +93,12 @@ class Architecture(SphinxDirective):
     """The picture as a figure; its caption is the content."""
 
     has_content = True
+    optional_arguments = 1
 
     def run(self):
-        graph = imports()
-        file = Path(self.env.app.outdir).parent / "chapter-figures" / "architecture.svg"
+        folder = self.arguments[0] if self.arguments else ""
+        graph, name = imports(folder), "-".join(["architecture", *Path(folder).parts])
+        file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.svg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(draw(graph), encoding="utf-8")
         needs = (f"{name} imports {', '.join(sorted(m))}" for name, m in graph.items() if m)

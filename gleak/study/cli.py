@@ -150,7 +150,7 @@ def sweep(file, out, dry_run, arguments):
     folder = (out or chapters.root() / "runs" / file.stem).resolve()
     runs = sweeps.plan(sweeps.read_sweep(file), folder)
     status = sweeps.run_all(folder, arguments, dry_run)
-    if dry_run:
+    if dry_run or sweeps.ASIDE & {argument.split("=")[0] for argument in arguments}:
         sys.exit(status)
     done, failed = sweeps.gather(folder)
     click.echo(f"{len(runs)} runs: {len(done)} done, {len(failed)} not")

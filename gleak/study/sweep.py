@@ -25,6 +25,8 @@ from gleak.study.verdicts import stored_verdicts
 
 # Snakemake's own arguments that say how many runs at a time, and where.
 PLACES = ("--cores", "-c", "--jobs", "-j", "--profile", "--workflow-profile", "--executor", "-e")
+# And those with which it runs nothing.
+ASIDE = {"--unlock", "--report", "--summary", "--dag", "--rulegraph"}
 
 
 def read_sweep(file: Path) -> list[tuple[str, dict]]:
@@ -84,25 +86,18 @@ def plan(runs: Iterable[tuple[str, dict]], folder: Path) -> dict[str, dict]:
 def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> int:
     """Run what the plan lists and is not done, by Snakemake; its exit status.
 
-    arguments: handed on to Snakemake as they are. By default it uses the cores of this machine.
-
-    Raises ChapterError when the same sweep is running already.
+    arguments: handed on to Snakemake as they are, so that its executors, retries, locks and reports
+    are at hand. By default it uses the cores of this machine. A sweep that was killed leaves
+    Snakemake's lock behind: `--unlock` takes it away, and the sweep goes on with what is missing.
     """
     arguments = list(arguments)
-    # A record is written in one go and last, so one that exists is whole, whatever was killed: no
-    # notes of Snakemake's own are needed, and a lock that ends with this process replaces its one.
     command = [sys.executable, "-m", "snakemake", "--snakefile", Path(__file__).with_suffix(".smk")]
     command += ["--quiet", "rules", "host", "reason", "--rerun-triggers", "mtime"]
-    command += ["--directory", folder, "--nolock", "--ignore-incomplete", "--keep-going"]
+    command += ["--directory", folder, "--rerun-incomplete", "--keep-going"]
     command += ["--dry-run"] * dry_run
     if not any(a.split("=")[0] in PLACES or a[:2] in ("-c", "-j") for a in arguments):
         command += ["--cores", str(os.cpu_count())]
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ChapterError(f"this sweep is running already in {folder}") from None
-        return subprocess.run([*command, *arguments], check=False).returncode
+    return subprocess.run([*command, *arguments], check=False).returncode
 
 
 def work(folder: Path, key: str) -> None:

@@ -12,7 +12,7 @@ rule all:
 
 rule run:
     output:
-        "{key}/record.json",
+        report("{key}/record.json", category="runs"),
     log:
         "{key}/log.txt",
     params:
