@@ -1,7 +1,8 @@
 """The `architecture` directive: modules and what each imports, drawn at every build.
 
-Its argument is a folder of the package, by default the whole of it. Subpackages are one box. Arrows point to what is imported; one that follows from others is left out,
-and so are imports inside functions.
+Its argument is a folder of the package, by default the whole of it. Subpackages are one box. Arrows
+point to what is imported; one that follows from others is left out, and so are imports inside
+functions.
 """
 
 import ast
