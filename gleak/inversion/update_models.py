@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gleak.client import local_batches
-from gleak.update import MissingKnowledge, Update, weight_of_steps
+from gleak.update import MissingKnowledge, Update, WeightsUpdate, weight_of_steps
 
 Tensors = Sequence[torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -203,7 +203,7 @@ def known_model(
             raise ValueError(
                 f"unknown update model {name!r}; known: {', '.join(list_update_models())}"
             )
-        if update.gradient is None:
+        if isinstance(update, WeightsUpdate):
             update.told(*UPDATE_MODELS[name][1])
         elif name != "equivalent":
             raise MissingKnowledge(
@@ -305,7 +305,7 @@ def start_of(update: Update) -> Weights:
     return {name: p.detach() for name, p in update.model.named_parameters() if p.requires_grad}
 
 
-def ends_of(update: Update) -> tuple[Weights, Weights]:
+def ends_of(update: WeightsUpdate) -> tuple[Weights, Weights]:
     """W0 and WT, cut off from autograd; what was not sent counts as unchanged."""
     before = start_of(update)
     return before, before | dict(update.weights_after)
