@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import gleak
+from gleak.inversion import DISTANCES, simulate
 from gleak.study import chapters
 from gleak.study.displays import same_label as same_display
 from gleak.study.displays import training_stage as stage_display
@@ -104,11 +105,9 @@ def test_the_floor_is_nothing_for_right_labels_and_below_what_is_reached(four, u
     assert wrong_label.floor(update, four.label_counts, distance) == pytest.approx(0, abs=1e-6)
     labels = wrong_label.mislabelled(four, "absent")
     floor = wrong_label.floor(update, wrong_label.counted(labels, four), distance)
-    simulated = gleak.inversion.simulate(
-        update.model, list(update.model.parameters()), four.images, labels
-    )
+    simulated = simulate(update.model, list(update.model.parameters()), four.images, labels)
     observed = list(update.gradient.values())
-    reached = gleak.inversion.DISTANCES[distance](simulated, observed)
+    reached = DISTANCES[distance](simulated, observed)
     reached = reached / sum(g.square().sum() for g in observed) if distance == "l2" else reached
     assert 0 < floor < reached
 

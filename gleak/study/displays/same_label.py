@@ -87,7 +87,7 @@ def share(table: pd.DataFrame, case: str) -> float:
 
 def numbers(frame: pd.DataFrame, table: pd.DataFrame, images: torch.Tensor) -> dict[str, float]:
     """What the text says of these runs on these images."""
-    told = {}
+    told: dict[str, float] = {}
     for labels in ("distinct", "equal"):
         told |= {
             f"psnr_{labels}": value(table, "psnr", labels),

@@ -89,12 +89,10 @@ def share_numbers(trained: pd.DataFrame) -> dict[str, float]:
 
 def late_numbers(
     frame: pd.DataFrame, late: pd.DataFrame, pools: Sequence[str], last: int
-) -> dict[str, float | str]:
+) -> dict[str, float]:
     """What the text says of images that the network names right, and wrong, at the last stage."""
     by_kind, rows = gain_by_kind(late), frame[frame.step == last]
     wrong, right = rows[rows.kind == "wrong"], rows[rows.kind == "right"]
-    reach = by_kind.loc[pools[-1]].max()
-    nowhere = "gets nowhere in this budget, whoever speaks"
     return {
         f"gain_{kind}_{number}": by_kind[kind][pool]
         for number, pool in enumerate((pools[0], pools[-1]))
@@ -103,15 +101,21 @@ def late_numbers(
         "solved_wrong": wrong["closed form"].mean(),
         "solved_right": right["closed form"].mean(),
         "gleak_wrong": wrong["gleak gain"].mean(),
+    }
+
+
+def late_words(late: pd.DataFrame, pools: Sequence[str]) -> dict[str, str]:
+    """The names of the two pools that the text speaks of, and how far one gets on the second."""
+    reach = gain_by_kind(late).loc[pools[-1]].max()
+    nowhere = "gets nowhere in this budget, whoever speaks"
+    return {
         "pool_0": pools[0],
         "pool_1": pools[-1],
         "reach_1": nowhere if reach < 1 else f"gains {reach:.1f} dB at best",
     }
 
 
-def check_images(
-    told: dict[str, float | str], table: pd.DataFrame, reference: bool, whole: bool
-) -> None:
+def check_images(told: dict[str, float], table: pd.DataFrame, reference: bool, whole: bool) -> None:
     """Print what the text claims of the images.
 
     told: the numbers of the functions above. reference: as for `gain_dots`; whole: and whether the

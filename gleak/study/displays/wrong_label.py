@@ -129,7 +129,9 @@ def recorded_numbers(recorded: pd.DataFrame, found: pd.DataFrame) -> dict[str, f
         "only": "only the touched",
         "nothing": "nothing to lose",
     }
-    told = {f"times_{name}": int(times.get(outcome, 0)) for name, outcome in words.items()}
+    told: dict[str, float] = {
+        f"times_{name}": int(times.get(outcome, 0)) for name, outcome in words.items()
+    }
     by, few = ["network", "attack", "images"], recorded.images.min()
     right = recorded[recorded.wrong == "right"].groupby(by).psnr.mean()
     told |= {

@@ -5,6 +5,8 @@ and not the differences. The labels of the same images follow a pattern, as PATT
 many of them are equal. PSNR is in dB.
 """
 
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ SENT = ("float64", "float32", "bfloat16", "bfloat16, told")
 ROUNDED = 4 * 2**-9  # what the attacker takes for the error of bfloat16
 
 CLOSED_FORM = "closed form (gleak)"
-ATTACKS = {  # of the cases that have one of their own
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {  # of the cases that have one of their own
     "L2": ("general", SEARCH),
     "local steps": ("inverting-gradients", SEARCH | {"update_model": "unrolled"}),
     "group consistency": ("inverting-gradients", SEARCH | {"restarts": 2, "group": 1.0}),
@@ -57,14 +59,15 @@ def relabelled(equal: gleak.Batch, pattern: str) -> gleak.Batch:
     )
 
 
-def with_batch_norm(convnet: nn.Sequential) -> nn.Sequential:
+def with_batch_norm(convnet: nn.Module) -> nn.Sequential:
     """The convnet with batch norm behind every convolution."""
-    layers = []
-    for layer in convnet[1]:
+    normalise, own = convnet.children()
+    layers: list[nn.Module] = []
+    for layer in own.children():
         layers.append(layer)
         if isinstance(layer, nn.Conv2d):
             layers.append(nn.BatchNorm2d(layer.out_channels))
-    return nn.Sequential(convnet[0], nn.Sequential(*layers))
+    return nn.Sequential(normalise, nn.Sequential(*layers))
 
 
 # -- the sum comes back, the differences do not ---------------------------------------------------
@@ -187,20 +190,19 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
 
 def slopes(network: nn.Module, batch: gleak.Batch) -> list[float]:
     """The mean cosine between two images' slopes of the loss, at each layer's output."""
-    kept = []
+    kept: list[torch.Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple, out: torch.Tensor) -> None:
-        out.retain_grad()
         kept.append(out)
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
-    F.cross_entropy(network(batch.images), batch.labels).backward()
+    loss = F.cross_entropy(network(batch.images), batch.labels)
     for hook in hooks:
         hook.remove()
     cosines = []
-    for out in kept:
-        flat = F.normalize(out.grad.flatten(1), dim=1)
+    for slope in torch.autograd.grad(loss, kept):
+        flat = F.normalize(slope.flatten(1), dim=1)
         between = flat @ flat.T
         cosines.append(float((between.sum() - between.trace()) / (len(flat) * (len(flat) - 1))))
     return cosines

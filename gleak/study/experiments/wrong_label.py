@@ -8,24 +8,28 @@ none is wrong. An image whose label was changed is touched. PSNR is in dB.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
 import gleak
-from gleak.inversion import DISTANCES, flatten, simulate, unrolled
+from gleak.inversion import DISTANCES, Inversion, flatten, simulate, unrolled
 from gleak.labels.repair import fits, least_counts, possible_classes, repair_counts
 from gleak.study.experiments.ablation import SEARCH, family, few, untrained
 from gleak.study.runner import product
 
 WRONG = ("right", "absent", "count", "two")
-ATTACKS = {
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine": ("inverting-gradients", {}),
     "L2": ("general", {}),
     "joint labels": ("inverting-gradients", {"joint_labels": True}),
 }
-SMOOTH = {"tv": 0.2, "optimizer": "adam"}  # what the LeNet asks for, and ten times the steps
+SMOOTH: dict[str, Any] = {
+    "tv": 0.2,
+    "optimizer": "adam",
+}  # what the LeNet asks for, and ten times the steps
 ABOUT = ["kind", "network", "attack", "wrong"]
 NOISE = (0.01, 0.02, 0.05, 0.1, 0.2)  # on pixels in [0, 1]
 RATES = (0.001, 0.01, 0.1)
@@ -100,11 +104,11 @@ def attacked(
     solved = fits(update, counts, attempts=2)
     lenet = family(network, width)[0] == "lenet"
     steps = 10 * iterations if lenet else iterations
-    if attack == "gleak":  # without a solution it falls back on matching
-        name, settings, steps = "gleak", {}, feature_iterations if solved else steps
-    else:
-        name, settings = ATTACKS[attack]
+    name, settings = ATTACKS.get(attack, (attack, {}))
+    if attack != "gleak":
         settings = SEARCH | (SMOOTH if lenet else {}) | settings
+    elif solved:  # without a solution it falls back on matching
+        steps = feature_iterations
     found = gleak.invert(
         update, counts, name, iterations=steps, seed=seed, progress=False, **settings
     )
@@ -117,9 +121,7 @@ def attacked(
     return [row | about for row in image_rows(found, batch, labels != batch.labels)]
 
 
-def image_rows(
-    found: gleak.inversion.Inversion, batch: gleak.Batch, touched: torch.Tensor
-) -> list[dict]:
+def image_rows(found: Inversion, batch: gleak.Batch, touched: torch.Tensor) -> list[dict]:
     """What an attack brought back of each image: image, touched, psnr, flat."""
     return [
         {
