@@ -6,18 +6,21 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import display
-from matplotlib import rc_params_from_file
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gleak.data import Batch
+from gleak.extras import extra
 from gleak.inversion import Inversion
 from gleak.metrics import psnr
+
+with extra("figures"):
+    import matplotlib.pyplot as plt
+    from matplotlib import rc_params_from_file
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
 STYLE = rc_params_from_file(
@@ -211,7 +214,7 @@ def dots(
     return figure, alt
 
 
-def show_image(axis, image: torch.Tensor, title: str) -> None:
+def show_image(axis: Axes, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     pixels = image.permute(1, 2, 0).cpu()
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
@@ -291,6 +294,9 @@ def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
 
 def show(figure_and_alt: tuple[Figure | str, str]) -> None:
     """Display a figure, or one in HTML, in a notebook; its alt text goes along into the page."""
+    with extra("study"):
+        from IPython.display import display
+
     figure, alt = figure_and_alt
     if isinstance(figure, str):
         display({"text/html": figure, "text/plain": alt}, raw=True)

