@@ -120,7 +120,7 @@ def sample_files(prefix: str) -> list[Path]:
     # find_spec does not import foolbox, whose own imports are of no use here.
     spec = importlib.util.find_spec("foolbox")
     with extra("samples"):
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(name="foolbox")
     (folder,) = spec.submodule_search_locations
     return sorted(Path(folder, "data").glob(f"{prefix}_*"))

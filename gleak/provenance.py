@@ -32,7 +32,7 @@ def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, st
 
     Those that display or store results count as well, as far as the source names them.
     """
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(ast.parse(source)):
         module = getattr(node, "module", None) or ""
         if not isinstance(node, ast.ImportFrom) or not module.startswith("gleak.study"):
@@ -46,13 +46,13 @@ def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, st
     return found
 
 
-def digest_of(content) -> str:
+def digest_of(content: object) -> str:
     """SHA-256, in hex, of anything that JSON can hold; of other values their `str`."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def syntax(node):
+def syntax(node: object) -> list | str:
     """A syntax tree as nested lists, without docstrings and alike in all versions of Python."""
     if isinstance(node, ast.AST):
         fields = dict(ast.iter_fields(node))

@@ -6,6 +6,7 @@ Attacks on trained networks need trained networks; see `gleak.pools` for the ima
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,7 @@ def train(model: nn.Module, pool: Batch, *, steps: int, seed: int = 0, lr: float
         optimizer.step()
 
 
-def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options) -> nn.Module:
+def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options: Any) -> nn.Module:
     """The network `name` (see `build_model`) after `steps` steps on the server's half of a pool.
 
     Trained once and kept as a checkpoint in the cache folder (GLEAK_CACHE, else ~/.cache/gleak)
@@ -80,4 +81,5 @@ def accuracy(model: nn.Module, pool: Batch) -> float:
 
 
 def sha256(file: Path) -> str:
+    """The checksum of a file, in hex."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
