@@ -11,4 +11,10 @@ from gleak.provenance import provenance as provenance
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, everything = lazy_loader.attach_stub(__name__, __file__)
+# What needs an extra is there, but not listed: help(gleak) looks at all that is.
+__all__ = [name for name in everything if name not in ("figures", "risk")]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -83,7 +83,7 @@ class Batch:
 
 
 def list_datasets(shipped: bool = True) -> list[str]:
-    """The names that `load_batch` takes: those that need nothing else, or all of them."""
+    """The names that `load_batch` takes: those that the extra `samples` brings, or all of them."""
     return known_names(shipped)
 
 
@@ -101,9 +101,9 @@ def load_batch(
 ) -> Batch:
     """Real images by data set name, either those at `indices` or `size` of them drawn with `seed`.
 
-    dataset: one of `list_datasets()`. The samples ship with a dependency. Torchvision's sets, such
-    as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under the
-    folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
+    dataset: one of `list_datasets()`. The samples come with the extra `samples`. Torchvision's sets,
+    such as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
+    the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
     class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table
     labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut the images
     to squares of 64 pixels, as image_size does; a path that itself ends so is taken as it is.
@@ -115,7 +115,7 @@ def load_batch(
 
     Raises ValueError for an unknown data set, indices out of range, a size that cannot be met,
     images of unequal size, or a file that is no image; MissingData, a FileNotFoundError, for data
-    that are not there.
+    that are not there; ModuleNotFoundError for samples without their extra.
 
     >>> load_batch("cifar10-samples", indices=[0, 1])
     Batch of 2 from cifar10-samples, 3x32x32, 10 classes: cat, ship

@@ -112,6 +112,9 @@ print(counts.tolist(), tuple(result.images.shape), len(gleak.score(result.images
 gleak.fedavg(model, batch, epochs=1, lr=0.1)
 gleak.defences.clip(update, 1.0)
 gleak.labels, gleak.inversion, gleak.provenance()
+import pydoc
+assert "fedavg(model" in pydoc.plain(pydoc.render_doc(gleak))
+from gleak import *
 """)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[1, 0, 1] (2, 3, 8, 8) 2"
