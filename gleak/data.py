@@ -101,7 +101,7 @@ def load_batch(
 ) -> Batch:
     """Real images by data set name, either those at `indices` or `size` of them drawn with `seed`.
 
-    dataset: one of `list_datasets()`. The samples come with the extra `samples`. Torchvision's sets,
+    dataset: one of `list_datasets()`. The small ones come with the extra `samples`. Torchvision's,
     such as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
     the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
     class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table

@@ -34,8 +34,8 @@ def load_pool(name: str, part: str = "client") -> Batch:
     part: "server" (the first half in a fixed random order) or "client". Halves of a small set may
     lack some of its classes.
 
-    Raises ValueError for an unknown pool or part, or a set of one image, ModuleNotFoundError without
-    the extra `samples` that a pool comes with; what `load_batch` raises of a data set passes through.
+    Raises ValueError for an unknown pool or part, or a set of one image; ModuleNotFoundError for
+    one of gleak's own pools without the extra `samples`; what `load_batch` raises passes through.
     """
     if part not in ("server", "client"):
         raise ValueError(f"unknown part {part!r}; known: server, client")
