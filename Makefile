@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: help setup reproduce book pdf test lint clean
+.PHONY: help setup reproduce book pdf test lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -29,24 +29,25 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 reproduce test: export GLEAK_GRID = fresh
 
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
-	$(VENV) -m gleak.study.cli execute --force --profile $(PROFILE)
-	$(VENV) -m gleak.study.cli book --profile $(PROFILE)
+	$(VENV) -m gleak execute --force --profile $(PROFILE)
+	$(VENV) -m gleak book --profile $(PROFILE)
 
 book: setup  ## build the book from the committed notebooks
-	$(VENV) -m gleak.study.cli book
+	$(VENV) -m gleak book
 
 pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book then links it
-	$(VENV) -m gleak.study.cli pdf
+	$(VENV) -m gleak pdf
 
 test: setup lint  ## run all tests: package, chapters on other data and as committed, book
 	$(VENV) -m pytest --numprocesses 2 -m "slow or not slow"
 	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
 		--override-ini addopts= --override-ini filterwarnings= notebooks
-	$(VENV) -m gleak.study.cli book
+	$(VENV) -m gleak book
 
 lint: setup
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
 
 lock:  ## compile requirements.lock anew from pyproject.toml
 	$(VENV) -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

@@ -1,48 +1,20 @@
 """gleak: what a federated server can read from the updates that its clients send.
 
 Data flows one way: data -> client -> update -> labels -> inversion -> metrics -> figures.
+What this package shows is listed in `__init__.pyi`, and imported when it is first used.
 """
 
-from importlib import import_module
+import lazy_loader
+
+# The one eager import: a function with the name of its module would else be hidden by it.
+from gleak.provenance import provenance as provenance
 
 __version__ = "0.1.0"
 
-# Public name -> its module. Imported on first use: the command line should not wait for torch.
-_HOME = {
-    "Batch": "data",
-    "draw_batch": "data",
-    "list_datasets": "data",
-    "load_batch": "data",
-    "build_model": "models",
-    "list_models": "models",
-    "fedavg": "client",
-    "fedsgd": "client",
-    "MissingKnowledge": "update",
-    "Update": "update",
-    "compare_labels": "labels",
-    "label_posterior": "labels",
-    "list_label_methods": "labels",
-    "restore_labels": "labels",
-    "single_images": "labels",
-    "invert": "inversion",
-    "list_attacks": "inversion",
-    "list_update_models": "inversion",
-    "score": "metrics",
-    "score_drift": "metrics",
-    "score_labels": "metrics",
-    "list_pools": "training",
-    "load_pool": "training",
-    "trained_model": "training",
-    "provenance": "provenance",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module 'gleak' has no attribute {name!r}")
-    return getattr(import_module(f"gleak.{_HOME[name]}"), name)
+__getattr__, _, everything = lazy_loader.attach_stub(__name__, __file__)
+# What needs an extra is there, but not listed: help(gleak) looks at all that is.
+__all__ = [name for name in everything if name not in ("figures", "risk")]
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, "__version__"]

@@ -25,7 +25,7 @@ class Batch:
     class_names: Sequence[str]
     dataset: str = "custom"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
@@ -52,27 +52,38 @@ class Batch:
 
     @property
     def num_classes(self) -> int:
+        """N, the number of classes."""
         return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of each image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @property
     def label_counts(self) -> torch.Tensor:
         """(N,) long: how often each class occurs, the lambda_n of the formulas."""
         return torch.bincount(self.labels, minlength=self.num_classes)
 
+    @property
+    def names(self) -> list[str]:
+        """The class name of each image."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
-        channels, height, width = self.images.shape[1:]
-        names = ", ".join(self.class_names[label] for label in self.labels[:8].tolist())
+        names = ", ".join(self.names[:8])
         return (
-            f"Batch of {len(self)} from {self.dataset}, {channels}x{height}x{width}, "
+            f"Batch of {len(self)} from {self.dataset}, {'x'.join(map(str, self.image_shape))}, "
             f"{self.num_classes} classes: {names}{', ...' if len(self) > 8 else ''}"
         )
 
 
 def list_datasets(shipped: bool = True) -> list[str]:
-    """The names that `load_batch` takes: those that need nothing else, or all of them."""
+    """The names that `load_batch` takes: those that the extra `samples` brings, or all of them."""
     return known_names(shipped)
 
 
@@ -90,9 +101,9 @@ def load_batch(
 ) -> Batch:
     """Real images by data set name, either those at `indices` or `size` of them drawn with `seed`.
 
-    dataset: one of `list_datasets()`. The samples ship with a dependency. Torchvision's sets, such
-    as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under the
-    folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
+    dataset: one of `list_datasets()`. The small ones come with the extra `samples`. Torchvision's,
+    such as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
+    the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
     class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table
     labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut the images
     to squares of 64 pixels, as image_size does; a path that itself ends so is taken as it is.
@@ -104,7 +115,7 @@ def load_batch(
 
     Raises ValueError for an unknown data set, indices out of range, a size that cannot be met,
     images of unequal size, or a file that is no image; MissingData, a FileNotFoundError, for data
-    that are not there.
+    that are not there; ModuleNotFoundError for samples without their extra.
 
     >>> load_batch("cifar10-samples", indices=[0, 1])
     Batch of 2 from cifar10-samples, 3x32x32, 10 classes: cat, ship
@@ -117,6 +128,7 @@ def load_batch(
         )
     source = open_source(dataset, root, download)
     if indices is None:
+        assert size is not None
         indices = draw(source.labels, size, seed, distinct_labels)
     count = len(source.labels)
     outside = [index for index in indices if not 0 <= index < count]
@@ -137,8 +149,8 @@ def load_batch(
             f"({source.name}@64) or by image_size=64"
         )
     channels = channels or max(len(image) for image in images)
-    images = torch.stack([with_channels(image, channels) for image in images])
-    return Batch(images, source.labels[list(indices)], source.class_names, source.name)
+    stacked = torch.stack([with_channels(image, channels) for image in images])
+    return Batch(stacked, source.labels[list(indices)], source.class_names, source.name)
 
 
 def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
@@ -153,7 +165,7 @@ def draw(labels: torch.Tensor, size: int, seed: int, distinct_labels: bool) -> l
     """Indices of `size` images in random order, without repetition."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     if distinct_labels:
-        first_of_class = {}
+        first_of_class: dict[float, int] = {}
         for index in order:
             first_of_class.setdefault(labels[index].item(), index)
         order = list(first_of_class.values())
@@ -182,10 +194,10 @@ def draw_batch(pool: Batch, size: int, *, alpha: float | None = None, seed: int 
         shares = torch.from_numpy(gamma).float() + 1e-30
     shares = shares * (pool.label_counts > 0)
     labels = torch.multinomial(shares, size, replacement=True, generator=generator)
-    chosen = []
+    parts = []
     for label, count in zip(*labels.unique(return_counts=True), strict=True):
         of_class = (pool.labels == label).nonzero().flatten()
         order = torch.randperm(len(of_class), generator=generator)
-        chosen.append(of_class[order[torch.arange(int(count)) % len(order)]])
-    chosen = torch.cat(chosen)
+        parts.append(of_class[order[torch.arange(int(count)) % len(order)]])
+    chosen = torch.cat(parts)
     return Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)

@@ -4,12 +4,11 @@ Opening a set lists its files; an image is read when it is asked for. The sets t
 in a few large files (all but ImageNet) are read by torchvision, and kept for the next call.
 """
 
-import csv
 import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import functional as transforms
 
-from gleak.folders import KINDS, folder_name
+from gleak.extras import extra
+from gleak.folders import KINDS, Listing, MissingData, class_folders, flat_folder, folder_name
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
@@ -58,10 +57,6 @@ TORCHVISION = {
 IMAGENET_FOLDERS = {"train": "train", "test": "val"}  # its test labels are not public
 
 
-class MissingData(FileNotFoundError):
-    """A data set that is not on this machine; the message says what to do about it."""
-
-
 @dataclass(frozen=True)
 class Source:
     """A data set as labels and a way to its images.
@@ -91,11 +86,9 @@ def open_source(name: str, root: str | Path | None = None, download: bool = Fals
         named = folder_name(name)
         if named is None:
             raise ValueError(f"{name!r} names no folder; write {kind}:PATH")
-        source = class_folders(named.path) if kind == "folder" else flat_folder(named.path)
-        if named.image_size is None:
-            return source
-        sized = f"{source.name}@{named.image_size}"
-        return replace(source, name=sized, image_size=named.image_size)
+        found = class_folders(named.path) if kind == "folder" else flat_folder(named.path)
+        shown = named._replace(path=Path(named.path.resolve().name))
+        return of_files(f"{shown}", found, named.image_size)
     part = rest if colon else "test"
     if (kind in TORCHVISION or kind == "imagenet") and part in ("train", "test"):
         root = root or os.environ.get("GLEAK_DATA")
@@ -118,15 +111,18 @@ def samples(name: str) -> Source:
     """The twenty images of a set that ship with foolbox."""
     prefix, class_names = SAMPLES[name]
     files = sample_files(prefix)
-    labels = torch.tensor([int(file.stem.split("_")[-1]) for file in files])
-    size = 224 if prefix == "imagenet" else None
-    return Source(name, labels, class_names, lambda index: read_image(files[index]), size)
+    found = Listing(files, [int(file.stem.split("_")[-1]) for file in files], class_names)
+    return of_files(name, found, 224 if prefix == "imagenet" else None)
 
 
 def sample_files(prefix: str) -> list[Path]:
     """The image files, PREFIX_INDEX_LABEL.ext, in the order of their index."""
     # find_spec does not import foolbox, whose own imports are of no use here.
-    (folder,) = importlib.util.find_spec("foolbox").submodule_search_locations
+    spec = importlib.util.find_spec("foolbox")
+    with extra("samples"):
+        if spec is None or spec.submodule_search_locations is None:
+            raise ModuleNotFoundError(name="foolbox")
+    (folder,) = spec.submodule_search_locations
     return sorted(Path(folder, "data").glob(f"{prefix}_*"))
 
 
@@ -161,74 +157,15 @@ def imagenet(root: Path, part: str) -> Source:
     found = class_folders(folder)
     if len(found.class_names) != len(IMAGENET):
         raise ValueError(f"{folder} has {len(found.class_names)} folders of classes, not 1000")
-    return Source("imagenet", found.labels, IMAGENET, found.read, 224)
+    return of_files("imagenet", found._replace(class_names=IMAGENET), 224)
 
 
-def class_folders(path: Path) -> Source:
-    """One folder for each class, named after it, images anywhere in it (as in ImageFolder)."""
-    check_folder(path)
-    names = sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if len(names) < 2:
-        hint = ": for images without class folders write images:PATH" if not names else ""
-        raise ValueError(f"{path} has {len(names)} class folders; two or more are needed{hint}")
-    listed = datasets.folder.make_dataset(
-        path, {name: n for n, name in enumerate(names)}, IMG_EXTENSIONS, allow_empty=True
+def of_files(name: str, found: Listing, image_size: int | None) -> Source:
+    """A source of files that are read when they are asked for."""
+    labels = torch.tensor(found.labels)
+    return Source(
+        name, labels, found.class_names, lambda index: read_image(found.files[index]), image_size
     )
-    named = [(Path(file), names[n]) for file, n in listed]
-    return from_files(f"folder:{path.resolve().name}", named, names, path)
-
-
-def flat_folder(path: Path) -> Source:
-    """Images side by side; their classes from a table, or else from their names.
-
-    The table is a CSV with the columns file and label: `path` itself, or `labels.csv` in it. Else
-    the class is the file's name up to its last _ or -: cat_001.png is a cat.
-    """
-    table = path if path.suffix.lower() == ".csv" else path / "labels.csv"
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            if not {"file", "label"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{table} needs the columns file and label")
-            named = [(table.parent / row["file"], (row["label"] or "").strip()) for row in rows]
-        lost = [file for file, _ in named if not file.is_file()]
-        if lost:
-            raise ValueError(f"{table} names {len(lost)} files that are not there: {lost[0]}")
-    else:
-        check_folder(path)
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMG_EXTENSIONS)
-        if not files and any(f.is_dir() and not f.name.startswith(".") for f in path.iterdir()):
-            raise ValueError(f"no images in {path}: for a folder for each class write folder:PATH")
-        named = [(file, file.stem.replace("-", "_").rpartition("_")[0]) for file in files]
-    unnamed = [file for file, label in named if not label]
-    if unnamed:
-        raise ValueError(
-            f"no class for {unnamed[0]}: name files CLASS_NUMBER.ext, or put a table with the "
-            "columns file and label beside them as labels.csv"
-        )
-    names = sorted({label for _, label in named}, key=natural)
-    if len(names) == 1:
-        raise ValueError(f"{path} has one class only ({names[0]}); two or more are needed")
-    return from_files(f"images:{path.resolve().name}", named, names, path)
-
-
-def natural(name: str) -> tuple:
-    """A key that puts numbers in their order, before all other names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
-
-
-def check_folder(path: Path) -> None:
-    if not path.is_dir():
-        raise MissingData(f"no folder {path}")
-
-
-def from_files(name: str, named: list[tuple[Path, str]], classes: list[str], path: Path) -> Source:
-    """A source of files, each with the name of its class."""
-    if not named:
-        raise ValueError(f"no images in {path}; known endings: {' '.join(IMG_EXTENSIONS)}")
-    number = {class_name: n for n, class_name in enumerate(classes)}
-    labels = torch.tensor([number[class_name] for _, class_name in named])
-    return Source(name, labels, classes, lambda index: read_image(named[index][0]))
 
 
 def read_image(file: Path) -> torch.Tensor:

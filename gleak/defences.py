@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gleak.extras import extra
 from gleak.update import Update, WeightsUpdate
 
 Message = dict[str, torch.Tensor]
@@ -192,7 +193,8 @@ def epsilon(
     >>> round(epsilon(1.0, steps=1, delta=1e-5), 2)
     4.73
     """
-    from opacus.accountants import RDPAccountant  # takes seconds to import
+    with extra("privacy"):
+        from opacus.accountants import RDPAccountant  # takes seconds to import
 
     check(noise_multiplier > 0, f"without noise there is no privacy; got {noise_multiplier}")
     check(

@@ -6,18 +6,21 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import display
-from matplotlib import rc_params_from_file
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gleak.data import Batch
+from gleak.extras import extra
 from gleak.inversion import Inversion
 from gleak.metrics import psnr
+
+with extra("figures"):
+    import matplotlib.pyplot as plt
+    from matplotlib import rc_params_from_file
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
 STYLE = rc_params_from_file(
@@ -28,25 +31,23 @@ STYLE = rc_params_from_file(
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
     """Originals above their restorations, with labels and PSNR; the figure and its alt text."""
     restored = result.images[scores["match"].tolist()]
-    labels = result.labels[scores["match"].tolist()]
+    labels = result.labels[scores["match"].tolist()].tolist()
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             2, count, figsize=(1.7 * max(count, 2) + 0.5, 4.0), squeeze=False, layout="constrained"
         )
         for column in range(count):
-            truth = batch.class_names[batch.labels[column]]
             guess = batch.class_names[labels[column]]
-            show_image(axes[0, column], batch.images[column], truth)
+            show_image(axes[0, column], batch.images[column], batch.names[column])
             show_image(
                 axes[1, column], restored[column], f"{guess}\n{scores['psnr'][column]:.1f} dB"
             )
         for axis, text in zip(axes[:, 0], ("original", "restored"), strict=True):
             axis.set_ylabel(text)
-    names = [batch.class_names[label] for label in batch.labels.tolist()]
     low, high = scores["psnr"].min(), scores["psnr"].max()
     alt = (
-        f"Two rows of {count} pictures. Above, the client's images: {', '.join(names)}. "
+        f"Two rows of {count} pictures. Above, the client's images: {', '.join(batch.names)}. "
         f"Below, what the server restored of them, at {low:.0f} to {high:.0f} dB."
     )
     return figure, alt
@@ -85,15 +86,14 @@ def comparison(
             layout="constrained",
         )
         for column in range(count):
-            name = batch.class_names[batch.labels[column]]
-            show_image(axes[0, column], batch.images[column], name)
+            show_image(axes[0, column], batch.images[column], batch.names[column])
             for row, (result, scores) in enumerate(results.values(), start=1):
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
         for axis, text in zip(axes[:, 0], ("original", *results), strict=True):
             axis.set_ylabel(text)
     means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
-    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    names = ", ".join(batch.names)
     alt = (
         f"Rows of {count} pictures. The client's images on top: {names}. Below, "
         f"what each attack restored of them: {', '.join(means)} on average."
@@ -211,7 +211,7 @@ def dots(
     return figure, alt
 
 
-def show_image(axis, image: torch.Tensor, title: str) -> None:
+def show_image(axis: Axes, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     pixels = image.permute(1, 2, 0).cpu()
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
@@ -230,7 +230,7 @@ def slider(
     snapshots: iteration -> images (K, C, H, W) in [0, 1]; match: which of them belongs to each of
     the batch's images, as in the scores.
     """
-    names = ", ".join(batch.class_names[label] for label in batch.labels.tolist())
+    names = ", ".join(batch.names)
     frames, last = [], max(snapshots)
     for step, images in snapshots.items():
         restored = images[list(match)]
@@ -254,7 +254,7 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
     """Each original under its restoration, with a slider that uncovers it; HTML and alt text."""
     pairs = []
     for index, match in enumerate(scores["match"]):
-        name, reached = batch.class_names[batch.labels[index]], scores["psnr"][index]
+        name, reached = batch.names[index], scores["psnr"][index]
         before = picture(batch.images[index, None], f"The client's image number {index}: {name}.")
         words = f"The same image ({name}) as the server restored it, at {reached:.1f} dB."
         after = picture(result.images[match, None], words)
@@ -291,6 +291,9 @@ def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
 
 def show(figure_and_alt: tuple[Figure | str, str]) -> None:
     """Display a figure, or one in HTML, in a notebook; its alt text goes along into the page."""
+    with extra("study"):
+        from IPython.display import display
+
     figure, alt = figure_and_alt
     if isinstance(figure, str):
         display({"text/html": figure, "text/plain": alt}, raw=True)

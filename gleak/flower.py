@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import save_file
 from torch import nn
 
+from gleak.extras import extra
 from gleak.storage import whole
 from gleak.update import Update, WeightsUpdate
+
+with extra("flower"):
+    from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+    from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg
 
 
 class KeepUpdates(FedAvg):

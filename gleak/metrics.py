@@ -111,26 +111,26 @@ def score_drift(update: Update, batch: Batch) -> dict[str, float]:
     size = torch.stack([update.model.get_parameter(n).norm() for n in update.weights_after]).norm()
     last = copy.deepcopy(update.model)
     last.load_state_dict(dict(update.weights_after), strict=False)
-    ends = [
-        torch.cat([g.flatten() for g in fedsgd(m, batch, training=m.training).gradient.values()])
+    start, end = (
+        torch.cat([g.flatten() for g in fedsgd(m, batch, training=m.training).message().values()])
         for m in (update.model, last)
-    ]
-    cosine = F.cosine_similarity(*ends, dim=0)
+    )
+    cosine = F.cosine_similarity(start, end, dim=0)
     return {"moved": update.norm() / size.item(), "cosine": cosine.item()}
 
 
 def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio (K,) in dB for images in [0, 1], at most 100."""
-    values = [
-        peak_signal_noise_ratio(image, target, data_range=1.0)
-        for image, target in zip(images, targets, strict=True)
-    ]
-    return torch.stack(values).clamp_max(CAP)
+    values = peak_signal_noise_ratio(
+        images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none"
+    )
+    return values.clamp_max(CAP)
 
 
 def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Structural similarity (K,), at most 1, with the usual 11x11 Gaussian window."""
     values = structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
+    assert isinstance(values, torch.Tensor)  # a pair only where it is asked for
     return values.reshape(-1)
 
 
@@ -145,15 +145,15 @@ def lpips(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         print(f"no LPIPS: it needs AlexNet's weights, {ALEXNET}, in torch.hub's checkpoints")
         return torch.full((len(images),), torch.nan)
     side = max(64, *images.shape[-2:])
-    pairs = []
-    for pair in zip(images, targets, strict=True):
-        pair = torch.stack(pair).expand(-1, 3, -1, -1)
+    distances = []
+    for image, target in zip(images, targets, strict=True):
+        pair = torch.stack([image, target]).expand(-1, 3, -1, -1)
         pair = F.interpolate(pair, size=(side, side), mode="bilinear", align_corners=False)
         first, second = pair.clamp(0, 1).split(1)
-        pairs.append(
+        distances.append(
             learned_perceptual_image_patch_similarity(first, second, "alex", normalize=True)
         )
-    return torch.stack(pairs)
+    return torch.stack(distances)
 
 
 def thumbnail(images: torch.Tensor, side: int) -> torch.Tensor:

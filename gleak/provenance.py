@@ -5,11 +5,10 @@ import hashlib
 import json
 import platform
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 # What starts the runs, or shows what they found, but cannot change it.
-MACHINERY = ("study", "figures.py", "flower.py")
+MACHINERY = ("study", "__main__.py", "figures.py", "flower.py")
 
 
 @cache
@@ -33,7 +32,7 @@ def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, st
 
     Those that display or store results count as well, as far as the source names them.
     """
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(ast.parse(source)):
         module = getattr(node, "module", None) or ""
         if not isinstance(node, ast.ImportFrom) or not module.startswith("gleak.study"):
@@ -47,13 +46,13 @@ def study_code(source: str, known: frozenset[str] = frozenset()) -> dict[str, st
     return found
 
 
-def digest_of(content) -> str:
+def digest_of(content: object) -> str:
     """SHA-256, in hex, of anything that JSON can hold; of other values their `str`."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def syntax(node):
+def syntax(node: object) -> list | str:
     """A syntax tree as nested lists, without docstrings and alike in all versions of Python."""
     if isinstance(node, ast.AST):
         fields = dict(ast.iter_fields(node))
@@ -73,7 +72,9 @@ def ast_docstring(node: ast.AST) -> str | None:
 
 def provenance() -> dict[str, str]:
     """Versions and settings that a figure in the book depends on; nothing that names a person."""
-    import torch  # here, as digests should not wait for it
+    from importlib.metadata import version  # here, as digests should wait for neither
+
+    import torch
 
     packages = ("gleak", "torch", "torchvision", "numpy", "scipy")
     return {

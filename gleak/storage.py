@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and where those lie that are kept for the next run."""
 
 import os
 from collections.abc import Iterator
@@ -19,3 +19,8 @@ def whole(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where checkpoints and finished settings are kept: GLEAK_CACHE, else ~/.cache/gleak."""
+    return Path(os.environ.get("GLEAK_CACHE", Path.home() / ".cache" / "gleak"))

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import SOURCE
 
-from gleak import provenance
+from gleak.provenance import syntax
 from gleak.study import chapters, cli
 
 
@@ -134,12 +134,8 @@ def test_comments_and_docstrings_of_the_package_make_nothing_stale():
     import ast
 
     one = 'def f(x):\n    """Doc."""\n    return x  # why\n'
-    assert provenance.syntax(ast.parse(one)) == provenance.syntax(
-        ast.parse("def f(x):\n    return x\n")
-    )
-    assert provenance.syntax(ast.parse(one)) != provenance.syntax(
-        ast.parse("def f(x):\n    return 1\n")
-    )
+    assert syntax(ast.parse(one)) == syntax(ast.parse("def f(x):\n    return x\n"))
+    assert syntax(ast.parse(one)) != syntax(ast.parse("def f(x):\n    return 1\n"))
 
 
 def test_names_of_chapters(project):

@@ -12,7 +12,7 @@ from gleak.study import chapters
 
 ROOT = chapters.root()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "lazy-loader": "lazy_loader"}
 
 
 def split(requirement):
@@ -27,8 +27,7 @@ def test_conda_environment_has_the_names_and_bounds_of_pyproject():
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     found = dict(split(entry) for entry in [*plain, *pip] if entry not in ("pip", "--editable ."))
     assert found.pop("python") == PYPROJECT["project"]["requires-python"]
-    project = PYPROJECT["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["study"]]
+    wanted = chapters.requirements(PYPROJECT["project"], "study")
     assert found == dict(split(entry) for entry in wanted)
 
 
@@ -37,9 +36,7 @@ def test_lock_pins_everything_with_hashes_and_names_no_address():
     assert "://" not in lock
     pins = re.findall(r"^[\w.-]+==.*(?:\n    --hash=sha256:[0-9a-f]{64}.*)+", lock, re.MULTILINE)
     assert len(pins) == len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)) > 50
-    project = PYPROJECT["project"]
-    extras = project["optional-dependencies"]
-    for entry in [*project["dependencies"], *extras["study"], *extras["dev"]]:
+    for entry in chapters.requirements(PYPROJECT["project"], "dev"):
         name = re.match(r"[\w.-]+", entry)[0]
         assert re.search(rf"^{name}==", lock, re.MULTILINE), f"{name} is not locked: make lock"
 
@@ -55,12 +52,26 @@ def test_the_book_is_built_with_jupyter_book_1():
     assert version("jupyter-book").startswith("1.")
 
 
+def test_every_extra_is_a_part_of_dev():
+    """So that the lock and the tests have all of them."""
+    project = PYPROJECT["project"]
+    tested = set(chapters.requirements(project, "dev"))
+    for name in project["optional-dependencies"]:
+        assert set(chapters.requirements(project, name)) <= tested, name
+
+
 def test_public_names_are_what_they_say():
     for name in gleak.__all__:
         first, second = getattr(gleak, name), getattr(gleak, name)
         assert first is second
-        assert not isinstance(first, types.ModuleType)
+        assert isinstance(first, types.ModuleType) == (first.__name__ == f"gleak.{name}")
         assert first.__doc__
+
+
+def test_a_function_with_the_name_of_its_module_is_not_hidden_by_it():
+    from gleak.provenance import digest_of
+
+    assert digest_of([]) and gleak.provenance()["gleak"] == gleak.__version__
 
 
 def test_citation_is_complete():

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 import gleak
-from gleak import training
+from gleak import pools, training
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_any_data_set_is_a_pool(tmp_path):
 
 
 def test_a_pool_of_a_large_set_is_drawn_from_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST", 4)
+    monkeypatch.setattr(pools, "MOST", 4)
     pool = folder_of(tmp_path, ["red", "blue", "lime", "black", "white", "gray", "navy"])
     halves = [gleak.load_pool(pool, part) for part in ("server", "client")]
     assert [len(half) for half in halves] == [2, 2]

@@ -12,13 +12,19 @@ PARAMETER = re.compile(r"^(\w+(?:, \w+)*): ")
 
 
 class Public(SphinxDirective):
-    """Everything in `gleak.__all__` that lives in one module; used inside `{eval-rst}`."""
+    """What `gleak` shows of one module or package; used inside `{eval-rst}`."""
 
     required_arguments = 1
 
     def run(self):
         (module,) = self.arguments
-        names = [name for name, home in gleak._HOME.items() if home == module]
+        public = {name: getattr(gleak, name) for name in gleak.__all__}
+        home = f"gleak.{module}"
+        names = [
+            name
+            for name, thing in public.items()
+            if f"{getattr(thing, '__module__', '')}.".startswith(f"{home}.")
+        ]
         if not names:
             raise self.error(f"gleak exports nothing of {module}")
         lines = []

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares, linprog, nnls
 from scipy.special import softmax
-from sklearn.utils.extmath import randomized_svd
 
 from gleak.labels.last_layer import FEW, Case
+from gleak.labels.low_rank import first_parts
 from gleak.labels.shares import LastLayer
 from gleak.update import MissingKnowledge, Update
 
@@ -136,7 +136,7 @@ class Terms:
     def parts(self) -> tuple[np.ndarray, ...]:
         """U, S and V^T, one longer than `most` at least where the shape allows."""
         if min(self.gradient.shape) > 200:  # the rank is far lower, so a part of the SVD will do
-            return randomized_svd(self.gradient, self.most + 1, n_iter=2, random_state=0)
+            return first_parts(self.gradient, self.most + 1)
         return np.linalg.svd(self.gradient, full_matrices=False)
 
     @cached_property

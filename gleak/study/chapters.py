@@ -5,6 +5,7 @@ with outputs. Runs with other parameters go to `runs/` and leave the committed n
 """
 
 import ast
+import itertools
 import json
 import os
 import platform
@@ -317,11 +318,20 @@ def reads_verdicts(chapter: str) -> bool:
 def direct_pins() -> list[str]:
     """The locked versions of the packages that pyproject.toml names (not of what those need)."""
     project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["study"]]
-    names = {re.match(r"[\w.-]+", entry)[0].lower() for entry in wanted}
+    names = {re.match(r"[\w.-]+", entry)[0].lower() for entry in requirements(project, "study")}
     lock = (root() / "requirements.lock").read_text()
     pins = re.findall(r"^([\w.-]+)==(\S+)(.*?) ?\\?$", lock, flags=re.MULTILINE)
     return [f"{name}=={pin}{marker}" for name, pin, marker in pins if name in names]
+
+
+def requirements(project: Mapping, extra: str) -> list[str]:
+    """What the core and an extra of pyproject.toml ask for, with the extras that it includes."""
+    found = list(project["dependencies"])
+    for entry in project["optional-dependencies"][extra]:
+        included = re.fullmatch(r"gleak\[(.+)\]", entry)
+        parts = [requirements(project, name) for name in included[1].split(",")] if included else []
+        found += itertools.chain([] if included else [entry], *parts)
+    return list(dict.fromkeys(found))
 
 
 def stage(profile: str) -> Path:

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from gleak.folders import folder_stamp
 from gleak.provenance import digest_of, package_digest, study_code, syntax
-from gleak.storage import whole
-from gleak.training import cache_folder
+from gleak.storage import cache_folder, whole
 
 PLAIN = (bool, int, float, str, type(None))
 
