@@ -15,8 +15,9 @@ where squares of the error reach float64's last digit. `rank_cutoff`, `noise`, `
 `whole`, `faint` are of this kind. Each says what it is for float32 and shrinks with the arithmetic;
 rounding in the end does not widen them, as it turns no sign and makes no zero.
 
-What was sent. Equations between values that were sent hold no better than these: `misfit`, and what
-one image must leave behind to be `told_apart`, grow with the precision without limit.
+What was sent. Equations between values that were sent hold no better than these: `misfit`, what
+one image must leave behind to be `told_apart`, and what is `drowned` grow with the precision and
+have no limit.
 """
 
 import torch
@@ -75,6 +76,14 @@ def noise(precision: float) -> float:
     sqrt(N M) in the Frobenius norm: 1.2e-8 for 10 classes, 5e-9 for 100.
     """
     return 1e-8 * arithmetic(precision)
+
+
+def drowned(precision: float) -> float:
+    """As `noise`, of a gradient that was rounded in the end or got noise; 0 of any other.
+
+    A singular value as small as that may be all noise, and then no search is to find what made it.
+    """
+    return 1e-8 * excess(precision) / FLOAT32
 
 
 def zero(precision: float) -> float:
