@@ -591,17 +591,17 @@ def test_features_are_as_exact_as_the_format(in_format, way):
     truth = update.forward(batch.images.to(update.classifier.weight))[0].double()
     error = torch.cdist(features, truth) / truth.norm(dim=1)
     precision = LastLayer.of(update).precision
-    assert error.min(0).values.max() < 16 * precision + 1e-12
-    assert softmax.sum(1).numpy() == pytest.approx(1, abs=16 * precision)
+    assert error.min(0).values.max() < 32 * precision + 1e-12
+    assert softmax.sum(1).numpy() == pytest.approx(1, abs=32 * precision)
 
 
 def test_precision_is_that_of_the_coarser_format_or_told():
     layer = torch.zeros(2, 3), torch.zeros(2)
     gradient = torch.zeros(2, 3).bfloat16(), torch.zeros(2)
-    assert LastLayer(*gradient, *layer, 1).precision == 2.0**-7
-    assert LastLayer(*layer, *layer, 1).precision == 2.0**-23
+    assert LastLayer(*gradient, *layer, 1).precision == 2.0**-8
+    assert LastLayer(*layer, *layer, 1).precision == 2.0**-24
     assert LastLayer(*layer, *layer, 1, precision=0.01).precision == 0.01
-    assert LastLayer(*layer, *layer, 1, precision=1e-12).precision == 2.0**-23  # not to be had
+    assert LastLayer(*layer, *layer, 1, precision=1e-12).precision == 2.0**-24  # not to be had
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=lambda dtype: str(dtype)[6:])

@@ -129,7 +129,7 @@ def test_where_digits_do_not_tell_there_is_no_answer(kind):
 
 
 def test_counts_that_fit_whatever_the_label_are_not_called_right():
-    """Equations that need to hold no better than 0.5 would hold with any label."""
+    """Equations that need to hold no better than 1 would hold with any label."""
     batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
     update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
     layer = LastLayer.of(update, precision=0.5)

@@ -38,7 +38,7 @@ class LastLayer:
     ... )
     >>> rules.zlg(layer).tolist(), rules.zlg_bias(layer).tolist()
     ([5.0, -1.0], [4.0, 0.0])
-    >>> layer.precision == 2.0**-23
+    >>> layer.precision == 2.0**-24
     True
     """
 
@@ -98,7 +98,7 @@ class LastLayer:
         >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
         >>> update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
         >>> LastLayer.of(update)
-        LastLayer(10 classes, 768 features, bias, 2 samples, precision 1.2e-07)
+        LastLayer(10 classes, 768 features, bias, 2 samples, precision 6e-08)
         """
         if isinstance(source, LastLayer):
             return source
@@ -135,7 +135,7 @@ class LastLayer:
         bias = "no bias" if self._bias_gradient is None else "bias"
         return (
             f"LastLayer({classes} classes, {features} features, {bias}, {self.k} samples, "
-            f"precision {self.precision:.1e})"
+            f"precision {self.precision:.0e})"
         )
 
     @property
@@ -216,7 +216,7 @@ class LastLayer:
         layer, sent = self._update.classifier, self._update.weights_after or {}
         before, after = getattr(layer, kind), sent[f"{layer.name}.{kind}"]
         size = torch.maximum(before.abs(), after.abs()).double()
-        return tolerance.of_dtype(after.dtype) / 2 * size / self.lr
+        return tolerance.of_dtype(after.dtype) * size / self.lr
 
     # What random inputs or data say.
 

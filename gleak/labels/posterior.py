@@ -103,6 +103,14 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     """Label counts with 90 % intervals, from the update alone.
 
     Raises MissingKnowledge when the classifier has no bias.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
+    >>> found = label_posterior(gleak.fedsgd(gleak.build_model("lenet", batch), batch))
+    >>> found.frame()[["counts", "low", "high"]].query("counts > 0")
+       counts  low  high
+    3       1    1     1
+    8       2    2     2
     """
     return describe(LastLayer.of(update, seed=seed, inputs=FEW))
 
@@ -145,7 +153,9 @@ def posterior_of(layer: LastLayer, found: Shares, least: np.ndarray) -> LabelPos
     )
 
 
-def likelihoods(grid: Grid, found: Shares, k: int, absent) -> tuple[np.ndarray, np.ndarray]:
+def likelihoods(
+    grid: Grid, found: Shares, k: int, absent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Log density (A, L) of shares and signs given each count, for A noises; their chances (A,).
 
     absent: `LastLayer.unseen` (N,).
@@ -199,13 +209,21 @@ def marginals(grid: Grid, k: int, likelihood: np.ndarray, chance: np.ndarray) ->
     return np.einsum("pa,pal->l", weight / weight.sum(), np.array(tables))
 
 
-def gamma_log(value, mean, variance):
+def gamma_log(value: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """Log density of a Gamma distribution."""
     shape, scale = mean**2 / variance, variance / mean
     return (shape - 1) * np.log(value) - value / scale - shape * np.log(scale) - gammaln(shape)
 
 
-def flow_log(share, count, k: int, n: int, leak: float, floor: float, uneven: float):
+def flow_log(
+    share: np.ndarray,
+    count: np.ndarray,
+    k: int | np.ndarray,
+    n: int | np.ndarray,
+    leak: float,
+    floor: float,
+    uneven: float,
+) -> np.ndarray:
     """Log density of a class's share of the flow given its count; see LEAK for the noise."""
     mean = (1 - leak) * count + floor * k / n
     variance = (floor * k / n) ** 2 + uneven * count**2 * (1 - count / k)
@@ -219,7 +237,7 @@ def tilted(grid: Grid, log_weight: np.ndarray, k: int) -> tuple[np.ndarray, np.n
     approximation of their sum (its variance is that of the tables).
     """
 
-    def at(tilt):
+    def at(tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         table = log_weight + tilt[:, None] * grid.count
         top = grid.top(table)
         table = np.exp(table - top[:, grid.owner])

@@ -27,6 +27,7 @@ bends counts as noise, in which fewer images are clear, and one in hundreds is m
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,12 @@ def single_images(update: Update, *, seed: int = 0) -> Singles:
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for weights
     whose client did not tell lr, epochs and batch size, for as many images as classes or more, and
     for more than 32.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
+    >>> found = single_images(gleak.fedsgd(gleak.build_model("lenet", batch), batch))
+    >>> found.labels.tolist(), found.complete, tuple(found.features.shape)
+    ([3, 8], True, (2, 768))
     """
     return find_singles(LastLayer.of(update, seed=seed, inputs=FEW))
 
@@ -106,7 +113,7 @@ def find_singles(layer: LastLayer) -> Singles:
         layer.precision,
     )
     draws = np.random.default_rng(layer.seed)
-    found = []
+    found: list[Single] = []
     while len(found) < layer.k:
         rest = whole.without(found)
         both = whole.chosen(found + rest.solutions(layer, draws))
@@ -115,7 +122,7 @@ def find_singles(layer: LastLayer) -> Singles:
         found = both
     found.sort(key=lambda single: single.label)
 
-    def stacked(rows, length):
+    def stacked(rows: list[np.ndarray], length: int) -> torch.Tensor:
         return torch.from_numpy(np.array(rows).reshape(len(found), length))
 
     return Singles(
@@ -191,7 +198,7 @@ class Terms:
         right = self.decomposition[2]
         if not len(right):
             return []
-        found = []
+        found: list[Single] = []
         zeros = layer.non_negative and bool((layer.few_gaussian[1] == 0).any())
         starts = self.edges(draws) if zeros else guesses(layer, self.scale, draws)
         for features, label in starts:
@@ -212,7 +219,7 @@ class Terms:
         used = right[:, np.linalg.norm(right, axis=0) > zero(self.precision)].T
         some = draws.permutation(len(used))[: SOME + 20 * len(values)]
         slack = self.scale * max(settled(self.precision), self.noise / values[-1])
-        seen = []
+        seen: list[np.ndarray] = []
         for _ in range(STARTS + 3 * self.most):
             found = linprog(
                 draws.normal(size=len(values)),
@@ -253,18 +260,18 @@ class Terms:
         left, values, right = self.decomposition
         logits, last = self.weight @ right.T, right[:, -1] / self.scale
 
-        def parts(mix):
+        def parts(mix: np.ndarray) -> tuple[Any, ...]:
             p = softmax(logits @ mix)
             wrong = less_one(p, label)
             inside = left.T @ wrong
             return p, wrong, inside, np.linalg.norm(wrong) + 1e-30, inside @ (mix / values) - 1
 
-        def residual(mix):
+        def residual(mix: np.ndarray) -> np.ndarray:
             _, wrong, inside, norm, share = parts(mix)
             equations = (wrong - left @ inside) / norm
             return np.concatenate([equations, [0.1 * np.tanh(share), 0.1 * (last @ mix - 1)]])
 
-        def slope(mix):
+        def slope(mix: np.ndarray) -> np.ndarray:
             p, wrong, inside, norm, share = parts(mix)
             change = p[:, None] * (logits - p @ logits)
             change_inside = left.T @ change

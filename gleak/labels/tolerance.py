@@ -1,9 +1,8 @@
 """Every tolerance of the closed forms, from the precision of what was sent.
 
-The precision is the largest relative error of a value that the server got. A value in a floating
-point format is off by half the spacing of its numbers at most; the spacing (`of_dtype`: 2^-52 for
-float64, 2^-23 for float32, 2^-10 for float16, 2^-7 for bfloat16) leaves as much again for the
-arithmetic behind it. Noise that the server knows of makes the precision worse than that.
+The precision is the largest relative error of a value that the server got: of a floating point
+format half the spacing of its numbers (`of_dtype`: 2^-53 for float64, 2^-24 for float32, 2^-11 for
+float16, 2^-8 for bfloat16), and more where values carry noise that the server knows of.
 
 Two things follow from it.
 
@@ -22,18 +21,18 @@ have no limit.
 
 import torch
 
-FLOAT32 = 2.0**-23  # the spacing of float32, in units of which the constants are written
-ALGEBRA = FLOAT32 / 2**22  # what linear algebra in float64 leaves, 2^-45
-SEARCH = FLOAT32 / 2**10  # what a search in float64 leaves, 2^-33
+FLOAT32 = 2.0**-24  # rounding of float32, in units of which the constants are written
+ALGEBRA = FLOAT32 / 2**22  # what linear algebra in float64 leaves, 2^-46
+SEARCH = FLOAT32 / 2**10  # what a search in float64 leaves, 2^-34
 
 
 def of_dtype(*dtypes: torch.dtype) -> float:
-    """The precision of values in these formats: of the coarsest, the spacing of its numbers.
+    """The precision of values in these formats: of the coarsest, half the spacing of its numbers.
 
     >>> of_dtype(torch.float32, torch.bfloat16)
-    0.0078125
+    0.00390625
     """
-    return max(torch.finfo(dtype).eps for dtype in dtypes)
+    return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
 
 
 def arithmetic(precision: float, least: float = ALGEBRA) -> float:
@@ -57,9 +56,9 @@ def excess(precision: float) -> float:
 def rank_cutoff(precision: float, derived: bool = False) -> float:
     """Singular values below this part of the largest are rounding.
 
-    float32: 1e-7, of a matrix that was sent. Its error E has |E_ij| <= half a spacing of |G_ij|, so
-    the norm of E is half a spacing of G's Frobenius norm at most, which for rank K is sqrt(K) times
-    the largest singular value: 1e-7 is the bound for K = 3, and what is typical is a tenth of it.
+    float32: 1e-7, of a matrix that was sent. Its error E has |E_ij| <= 2^-24 |G_ij|, so the norm
+    of E is 2^-24 of G's Frobenius norm at most, which for rank K is sqrt(K) times the largest
+    singular value at most: 1e-7 is the bound for K = 3, and what is typical is a tenth of it.
     derived: of a matrix computed from what was sent, 1e-6: see `zero`.
 
     >>> rank_cutoff(of_dtype(torch.float32)), rank_cutoff(of_dtype(torch.float32), derived=True)
@@ -71,8 +70,8 @@ def rank_cutoff(precision: float, derived: bool = False) -> float:
 def noise(precision: float) -> float:
     """The singular values that rounding makes, as a part of the largest.
 
-    float32: 1e-8. Roundings are as good as independent and uniform, of deviation half a spacing
-    over sqrt(3), and those of an N x M matrix have the norm (sqrt(N) + sqrt(M)) of them, of
+    float32: 1e-8. Roundings are as good as independent and uniform, of deviation 2^-24 / sqrt(3)
+    of a value, and those of an N x M matrix have the norm (sqrt(N) + sqrt(M)) of them, of
     sqrt(N M) in the Frobenius norm: 1.2e-8 for 10 classes, 5e-9 for 100.
     """
     return 1e-8 * arithmetic(precision)
@@ -89,8 +88,8 @@ def drowned(precision: float) -> float:
 def zero(precision: float) -> float:
     """A value below this part of the largest beside it is zero.
 
-    float32: 1e-6, the error of a sum of 280 terms that are rounded by half a spacing each and add
-    up like a random walk.
+    float32: 1e-6, the error of a sum of 280 terms that are rounded by 2^-24 each and add up like a
+    random walk.
 
     >>> zero(of_dtype(torch.float16))  # rounding to float16 makes no zero and turns no sign
     1e-06
@@ -119,15 +118,16 @@ def misfit(precision: float) -> float:
     """Norm of the equations of all images for softmax and features up to which they hold, over
     sqrt(2): (N + 1) K numbers, those of the mean softmax weighed ten times.
 
-    float32: 3e-6, which is 26 spacings. True counts reach 1 to 5, wrong ones on networks that tell
-    images apart 1e6. Rounding in the end or noise adds its own size once more: true counts sent in
-    float16 or bfloat16 reach 0.3 to 0.8 of it.
+    float32: 3e-6, which is 53 roundings; true counts reach 1 to 7, as a client's arithmetic is more
+    than one rounding, and wrong ones on networks that tell images apart reach 1e6. To rounding in
+    the end or noise goes twice its size: true counts sent in float16 or bfloat16 reach 0.3 to 0.7
+    of it.
 
-    >>> misfit(0.01) == (0.01**2 + 1e-11) ** 0.5
+    >>> misfit(0.005) == (0.01**2 + 1e-11) ** 0.5
     True
     """
     own = 1e-11 * arithmetic(precision, SEARCH) ** 2
-    return (own + excess(precision) ** 2) ** 0.5
+    return (own + (2 * excess(precision)) ** 2) ** 0.5
 
 
 def faint(precision: float) -> float:

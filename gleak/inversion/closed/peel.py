@@ -83,7 +83,7 @@ def peel(
             shapes.append(tuple(probe.shape))
 
     features, probabilities = image_features(
-        LastLayer.of(update, inputs=FEW, precision=precision), counts
+        LastLayer.of(update, inputs=FEW, precision=precision / 2), counts
     )
     tolerance = max(TOLERANCE, precision)
     misfit_allowed = tolerance if misfit_allowed is None else misfit_allowed
