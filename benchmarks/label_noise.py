@@ -14,8 +14,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 import gleak
-from gleak.labels import posterior
-from gleak.labels.last_layer import Case
+from gleak.labels import LastLayer, posterior
 from gleak.labels.shares import find_shares
 
 NETWORKS = (("lenet", {"activation": "relu"}), ("convnet", {"width": 8}))
@@ -36,12 +35,12 @@ def fit() -> tuple[float, ...]:
     """LEAK, FLOOR, UNEVEN, MISSED and FADES of the highest likelihood, given the true counts."""
     share, count, k, n, unseen = [], [], [], [], []
     for _, update, truth in updates("digits", (7, 8), (40, 150, 400), range(2)):
-        case = Case(update)
-        share.append(find_shares(case).share)
+        layer = LastLayer.of(update)
+        share.append(find_shares(layer).share)
         count.append(truth.double().numpy())
-        k.append(np.full(case.n, case.k))
-        n.append(np.full(case.n, case.n))
-        unseen.append(case.unseen)
+        k.append(np.full(layer.n, layer.k))
+        n.append(np.full(layer.n, layer.n))
+        unseen.append(layer.unseen)
     share, count, k, n, unseen = map(np.concatenate, (share, count, k, n, unseen))
 
     def noise(logs):

@@ -7,6 +7,7 @@ from gleak.inversion import labels_of, unrolled
 from gleak.inversion.closed.peel import peel
 from gleak.inversion.closed.relu import active_shares
 from gleak.inversion.drift import classifier_drift, undrifted
+from gleak.labels import LastLayer
 from gleak.labels.features import image_features
 
 
@@ -33,9 +34,9 @@ def test_a_rough_guess_of_the_images_brings_the_features_nearer(batch):
     before = update.as_gradient()
     exact, _ = before.forward(truth)
     after, distance = undrifted(update, truth + 0.1 * noise, labels, unrolled)
+    layers = (LastLayer.of(flat, precision=0.25) for flat in (before, after))
     errors = [
-        error(image_features(flat, batch.label_counts, 0.5)[0], exact.double())
-        for flat in (before, after)
+        error(image_features(layer, batch.label_counts)[0], exact.double()) for layer in layers
     ]
     assert errors[1] < 0.5 * errors[0]
     assert 0.01 < distance < 0.5
@@ -78,7 +79,7 @@ def test_features_come_from_the_middle_of_a_long_way(batch):
     errors = []
     for place in (0.0, None):
         read = update.as_gradient(place)
-        found, _ = image_features(read, batch.label_counts, 0.5)
+        found, _ = image_features(LastLayer.of(read, precision=0.25), batch.label_counts)
         exact, _ = read.forward(batch.images[order])
         errors.append(error(found, exact.double()))
     assert errors[1] < 0.2 < errors[0]

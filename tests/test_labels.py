@@ -5,107 +5,115 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 from torch import nn
 
 import gleak
 from gleak import training
-from gleak.labels import largest_remainder, last_layer, posterior, rules, shares
+from gleak.labels import LastLayer, largest_remainder, posterior, rules, shares
+from gleak.labels.features import image_features
+from gleak.labels.statistics import FEW, Given
 
 ALL = gleak.list_label_methods(aux=True)
 
 
-@pytest.fixture
-def by_hand(two_layers, tiny):
-    """K = 4, N = 3, M = 5; the test sets the gradient and what the random inputs give."""
-    update = gleak.fedsgd(two_layers, tiny)
-    object.__setattr__(update, "num_samples", 4)
-    return update
+def by_hand(weight, bias=(0.0, 0.0, 0.0), softmax=(), features=(), labels=None, layer=None):
+    """K = 4, N = 3, M = 5: a gradient, and what random inputs or aux data give."""
+    statistics = Given(*(torch.tensor(values).double() for values in (softmax, features)), labels)
+    zeros = torch.zeros(3, 5), torch.zeros(3)
+    gradient = torch.as_tensor(weight).double(), torch.as_tensor(bias).double()
+    return LastLayer(*gradient, *(layer or zeros), 4, statistics=statistics)
 
 
-def set_statistics(monkeypatch, softmax, features):
-    tables = torch.tensor(softmax).double(), torch.tensor(features).double()
-    monkeypatch.setattr(last_layer, "forward_all", lambda places, images: tables)
+def sent_in(dtype, model, batch):
+    """The update of a client that computes in float32, or in float64, and sends in this format."""
+    if dtype == torch.float64:
+        model = copy.deepcopy(model).double()
+        batch = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+    update = gleak.fedsgd(model, batch)
+    gradient = {name: value.to(dtype) for name, value in update.gradient.items()}
+    return gleak.Update(update.model, len(batch), update.input_shape, gradient=gradient)
 
 
-def set_gradient(update, weight, bias):
-    update.gradient["3.weight"] = torch.tensor(weight)
-    update.gradient["3.bias"] = torch.tensor(bias)
+def counts(rule, layer):
+    return largest_remainder(rule(layer), layer.k).tolist()
 
 
-def test_zlg_worked_by_hand(by_hand, monkeypatch):
+ANY = {"softmax": [[1 / 3] * 3], "features": [[1.0] * 5]}  # of features that are never negative
+
+
+def test_zlg_worked_by_hand():
     # p = (1/2, 1/4, 1/4), feature sums 8 and 12, so O = 10. Row sums g = (-2.5, 1.25, 1.25):
     # lambda = 4 p - 4 g / 10 = (2, 1, 1) - (-1, .5, .5) = (3, .5, .5); the tie goes to the first.
     softmax = [[0.75, 0.125, 0.125], [0.25, 0.375, 0.375]]
-    set_statistics(monkeypatch, softmax, [[8.0, 0, 0, 0, 0], [3, 3, 3, 3, 0]])
+    features = [[8.0, 0, 0, 0, 0], [3, 3, 3, 3, 0]]
     # grad b = (-0.5, 0.25, 0.25): lambda = 4 (p - grad b) = (4, 0, 0)
-    set_gradient(by_hand, [[-0.5] * 5, [0.25] * 5, [0.25] * 5], [-0.5, 0.25, 0.25])
-    assert gleak.restore_labels(by_hand, "zlg").tolist() == [3, 1, 0]
-    assert gleak.restore_labels(by_hand, "zlg-bias").tolist() == [4, 0, 0]
+    weight, bias = [[-0.5] * 5, [0.25] * 5, [0.25] * 5], [-0.5, 0.25, 0.25]
+    layer = by_hand(weight, bias, softmax, features)
+    assert counts(rules.zlg, layer) == [3, 1, 0]
+    assert counts(rules.zlg_bias, layer) == [4, 0, 0]
 
 
-def test_signs_and_row_minima_worked_by_hand(by_hand):
+def test_signs_and_row_minima_worked_by_hand():
     # Row sums (-1, 2, -3): classes 2 and 0 are there; four samples are dealt 2, 0, 2, 0.
-    set_gradient(by_hand, [[-0.2] * 5, [0.4] * 5, [-0.6] * 5], [0.0, 0.0, 0.0])
-    assert gleak.restore_labels(by_hand, "idlg").tolist() == [2, 0, 2]
+    layer = by_hand([[-0.2] * 5, [0.4] * 5, [-0.6] * 5], **ANY)
+    assert counts(rules.idlg, layer) == [2, 0, 2]
     # Smallest entries (-0.1, 0.4, -5): in the order 2, 0, 1, four samples are dealt 2, 0, 1, 2.
-    weight = [[-0.1, 0.3, 0, 0, 0], [0.4] * 5, [-5.0, 9, 9, 9, 9]]
-    set_gradient(by_hand, weight, [0.0, 0.0, 0.0])
-    assert gleak.restore_labels(by_hand, "gradinversion").tolist() == [1, 1, 2]
+    layer = by_hand([[-0.1, 0.3, 0, 0, 0], [0.4] * 5, [-5.0, 9, 9, 9, 9]], **ANY)
+    assert counts(rules.gradinversion, layer) == [1, 1, 2]
 
 
-def test_greedy_rules_worked_by_hand(by_hand):
+def test_greedy_rules_worked_by_hand():
     # LLG: g = (-6, -3, 9), m = (1 + 1/3) (-9) / 4 = -3. First hits: 0 -> -3, 1 -> 0. Then 0 -> 0,
     # and at the tie of 0 and 1 the first.
-    set_gradient(by_hand, [[-1.2] * 5, [-0.6] * 5, [1.8] * 5], [-0.5, 0.0, 0.5])
-    assert gleak.restore_labels(by_hand, "llg").tolist() == [3, 1, 0]
+    layer = by_hand([[-1.2] * 5, [-0.6] * 5, [1.8] * 5], [-0.5, 0.0, 0.5], **ANY)
+    assert counts(rules.llg, layer) == [3, 1, 0]
     # EBI: m = -0.5 / 4. Hits of class 0 lead to -3/8, -2/8, -1/8, 0.
-    assert gleak.restore_labels(by_hand, "ebi").tolist() == [4, 0, 0]
+    assert counts(rules.ebi, layer) == [4, 0, 0]
     # LLBG: m = -1/4. Hit 0: -1/4; less the offset 1/3: (-7/12, -4/12, 2/12). 0 -> -4/12; at the
     # tie 0 -> -1/12; then 1.
-    assert gleak.restore_labels(by_hand, "llbg").tolist() == [3, 1, 0]
+    assert counts(rules.llbg, layer) == [3, 1, 0]
 
 
-def test_llg_star_worked_by_hand(by_hand, monkeypatch):
+def test_llg_star_worked_by_hand():
     # S = 10, p = 1/3 each: m = (4/3) (10/3 - 10) / 4 = -20/9, offset 10/3. Counts (2, 1, 1) give
     # g = (1/3 - 2/4) 10 = -5/3, (1/3 - 1/4) 10 = 5/6 twice. Hit 0: 5/9; less the offset:
     # (-25/9, -5/2, -5/2). 0 -> -5/9; 1; 2.
-    set_statistics(monkeypatch, [[1 / 3] * 3], [[2.0] * 5])
-    set_gradient(by_hand, [[-1 / 3] * 5, [1 / 6] * 5, [1 / 6] * 5], [0.0] * 3)
-    assert gleak.restore_labels(by_hand, "llg-star").tolist() == [2, 1, 1]
+    weight = torch.tensor([[-1 / 3] * 5, [1 / 6] * 5, [1 / 6] * 5])
+    layer = by_hand(weight, softmax=[[1 / 3] * 3], features=[[2.0] * 5])
+    assert counts(rules.llg_star, layer) == [2, 1, 1]
 
 
-def test_ilrg_worked_by_hand(by_hand):
+def test_ilrg_worked_by_hand(two_layers):
     # All samples have the embedding e, so every row is e grad b_n and all q_n are softmax(We + b).
     # Then lambda_n = K (q_n - grad b_n) solves the equations.
     embedding = torch.tensor([1.0, 0, 2, 0, 1]).double()
-    layer = by_hand.classifier
-    softmax = (layer.weight.double() @ embedding + layer.bias.double()).softmax(0)
+    weight, b = two_layers[-1].weight.detach().double(), two_layers[-1].bias.detach().double()
+    softmax = (weight @ embedding + b).softmax(0)
     bias = softmax - torch.tensor([3, 0, 1]) / 4
-    by_hand.gradient["3.weight"] = bias[:, None] * embedding
-    by_hand.gradient["3.bias"] = bias
-    assert gleak.restore_labels(by_hand, "ilrg").tolist() == [3, 0, 1]
+    layer = by_hand(bias[:, None] * embedding, bias, layer=(weight, b))
+    assert counts(rules.ilrg, layer) == [3, 0, 1]
 
 
-def test_aux_rules_worked_by_hand(by_hand, tiny, monkeypatch):
+def test_aux_rules_worked_by_hand():
     # One aux sample of each class, with softmax Q. For counts (2, 0, 2) it is
     # grad b = (Q^T counts - counts) / 4
     q = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]]).double()
-    counts = torch.tensor([2, 0, 2]).double()
-    set_statistics(monkeypatch, q.tolist(), [[1.0] * 5] * 3)
-    by_hand.gradient["3.bias"] = (q.T @ counts - counts) / 4  # (-.05, .1, -.05)
-    aux = gleak.Batch(tiny.images, torch.tensor([0, 1, 2]), tiny.class_names)
-    assert gleak.restore_labels(by_hand, "confusion", aux=aux).tolist() == [2, 0, 2]
+    truth = torch.tensor([2, 0, 2]).double()
+    bias = (q.T @ truth - truth) / 4  # (-.05, .1, -.05)
+    layer = by_hand(
+        bias[:, None].expand(3, 5), bias, q.tolist(), [[1.0] * 5] * 3, torch.tensor([0, 1, 2])
+    )
+    assert counts(rules.confusion, layer) == [2, 0, 2]
     # posterior: p+ = (.8, .6, .8), p- = (.15, .1, .15): 4 (.2, 0, .2) / (.35, .5, .35), scaled to 4
-    assert gleak.restore_labels(by_hand, "posterior", aux=aux).tolist() == [2, 0, 2]
+    assert counts(rules.posterior, layer) == [2, 0, 2]
     # rlu: max(0, p- - grad b) = (.2, 0, .2), scaled to 4
-    assert gleak.restore_labels(by_hand, "rlu", aux=aux).tolist() == [2, 0, 2]
+    assert counts(rules.rlu, layer) == [2, 0, 2]
     # llg-plus: S = 5; offset p- S, impact (4/3) mean(5 p+ - 5) / 4 = -4/9
-    by_hand.gradient["3.weight"] = by_hand.gradient["3.bias"][:, None].expand(3, 5)
-    assert gleak.restore_labels(by_hand, "llg-plus", aux=aux).tolist() == [2, 0, 2]
+    assert counts(rules.llg_plus, layer) == [2, 0, 2]
 
 
 def test_rlu_path_worked_by_hand():
@@ -113,9 +121,8 @@ def test_rlu_path_worked_by_hand():
     # counts (3, 1): to (1/4, -1/4), softmax (.622, .378); to (.378, -.378). The mean softmax of the
     # two steps is (.561, .439); less grad b that is (.811, .189), of four samples (3.245, .755).
     g = torch.tensor([-0.25, 0.25]).double()
-    told = SimpleNamespace(told=lambda name: [0.5], local_steps=2)
     one = SimpleNamespace(
-        update=told, k=4, bias_gradient=g, weight_gradient=torch.stack([g, g], dim=1)
+        lr=0.5, local_steps=2, k=4, bias_gradient=g, weight_gradient=torch.stack([g, g], dim=1)
     )
     counts, start = torch.tensor([3.0, 1.0]).double(), torch.zeros(2).double()
     end = torch.tensor([0.378, -0.378]).double()
@@ -353,11 +360,15 @@ def test_random_inputs_are_moved_to_the_mean_embedding_of_the_gradient():
     p = (weight @ embedding + bias).softmax(0)
     g = p - counts / 600
     random = elsewhere + 1e-3 * torch.randn(8, 6, generator=draws).double()
-    one = SimpleNamespace(
-        k=600, weight=weight, bias=bias, bias_gradient=g, weight_gradient=torch.outer(g, embedding)
+    one = LastLayer(
+        torch.outer(g, embedding),
+        g,
+        weight,
+        bias,
+        600,
+        statistics=(random.softmax(1)[:, :4], random),
     )
-    one.non_negative = True
-    one.few_gaussian = one.few_natural = (None, random)
+    assert one.non_negative
     assert (600 * (p - (weight @ elsewhere + bias).softmax(0))).abs().max() > 50
     found, spread = shares.unsure(one)
     assert found == pytest.approx(counts.numpy(), abs=2)
@@ -382,7 +393,7 @@ def test_signs_prove_the_same_over_local_steps(batch_size, alike):
     assert (found.at_least <= batch.label_counts).all()
     there = batch.label_counts > 0
     assert (found.at_least[there] > 0).double().mean() > 0.6
-    least = posterior.proven(last_layer.Case(update))
+    least = posterior.proven(LastLayer.of(update))
     assert (least.max() > 1) == alike  # without even weights only presence is proven
 
 
@@ -391,8 +402,8 @@ def test_signs_within_the_rounding_of_the_weights_prove_nothing():
     with torch.no_grad():
         model[-1][-1].weight.add_(100)  # float32 now steps by 8e-6, more than lr times the gradient
     update = gleak.fedavg(model, batch, epochs=5, batch_size=16, lr=1e-6)
-    assert last_layer.Case(update).unseen.all()
-    assert not last_layer.Case(gleak.fedsgd(model, batch)).unseen.all()
+    assert LastLayer.of(update).unseen.all()
+    assert not LastLayer.of(gleak.fedsgd(model, batch)).unseen.all()
 
 
 def test_rank_one_least_squares_against_the_plain_form():
@@ -401,6 +412,13 @@ def test_rank_one_least_squares_against_the_plain_form():
     x = torch.tensor([2.0, 0, 1, 5]).double()
     weight, bias = (d.T * x) @ e, d.T @ x
     assert shares.rank_one_nnls(d, e, weight, bias) == pytest.approx(x.numpy(), abs=1e-5)
+    terms = torch.cat([torch.einsum("ni,nj->nij", d, e).flatten(1), d], 1)
+    right = torch.randn(terms.shape[1], generator=generator).double()
+    plain = nnls(terms.T.numpy(), right.numpy())[0]
+    assert (plain == 0).any()
+    gradient, bias_gradient = right[:24].view(4, 6), right[24:]
+    found = shares.rank_one_nnls(d, e, gradient, bias_gradient)
+    assert found == pytest.approx(plain, abs=1e-8)
 
 
 def test_best_counts_maximise_the_expected_overlap():
@@ -432,14 +450,6 @@ def test_marginals_of_two_classes_and_three_samples():
     likelihood[0, 4:7] = -np.inf
     table = posterior.marginals(grid, 3, likelihood, np.ones(1))
     assert table[[0, 7]] == pytest.approx([1, 1], abs=1e-3)
-
-
-def test_least_squares_from_the_gram_matrix():
-    draws = np.random.default_rng(0)
-    for size in (1, 4, 30):
-        system, right = draws.normal(size=(size + 3, size)), draws.normal(size=size + 3)
-        found = shares.gram_nnls(system.T @ system, system.T @ right)
-        assert found == pytest.approx(scipy.optimize.nnls(system, right)[0], abs=1e-8)
 
 
 @given(
@@ -529,17 +539,104 @@ def test_an_image_the_network_is_all_but_sure_of_still_shows_in_its_row():
         model[-1].bias.zero_()
     images = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]).view(2, 1, 2, 2)
     update = gleak.fedsgd(model, gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"]))
-    assert last_layer.Case(update).unseen.tolist() == [False, False, True]
+    assert LastLayer.of(update).unseen.tolist() == [False, False, True]
 
 
 def test_a_thousand_classes_no_worse_than_the_sign_rule():
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:16]
     batch = gleak.load_batch("imagenet-samples", indices=order.tolist(), image_size=112)
     update = gleak.fedsgd(gleak.build_model("efficientnet-lite0", batch), batch, training=False)
-    assert shares.unlearned(last_layer.Case(update, inputs=last_layer.FEW)) == 0
+    assert shares.unlearned(LastLayer.of(update, inputs=FEW)) == 0
     scores = [
         gleak.score_labels(gleak.restore_labels(update, method), batch.label_counts)["instance"]
         for method in ("gleak", "idlg")
     ]
     # one image may hang on the last digit of a sign, which differs between processors
     assert scores[0] >= max(scores[1] - 1 / 16, 13 / 16)
+
+
+FORMATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", params=FORMATS, ids=lambda dtype: str(dtype)[6:])
+def in_format(request):
+    """A batch, and its update as sent in each format: labels 3, 8, 8, 0, sigmoids, no training."""
+    batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
+    return batch, sent_in(request.param, gleak.build_model("lenet", batch, seed=1), batch)
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
+    update = gleak.fedsgd(gleak.build_model("lenet", batch, seed=1), batch)
+    return gleak.compare_labels(update, inputs=50)
+
+
+def test_rules_give_the_same_counts_in_every_format(in_format, in_float32):
+    _, update = in_format
+    for method, found in gleak.compare_labels(update, inputs=50).items():
+        assert torch.equal(found, in_float32[method]), method
+
+
+@pytest.mark.parametrize("way", ["one by one", "all"])
+def test_features_are_as_exact_as_the_format(in_format, way):
+    batch, update = in_format
+    if way == "all":
+        features, softmax = image_features(update, batch.label_counts)
+    else:
+        found = gleak.single_images(update)
+        assert found.complete
+        assert torch.equal(found.labels, batch.labels.sort().values)
+        features, softmax = found.features, found.softmax
+    truth = update.forward(batch.images.to(update.classifier.weight))[0].double()
+    error = torch.cdist(features, truth) / truth.norm(dim=1)
+    precision = LastLayer.of(update).precision
+    assert error.min(0).values.max() < 32 * precision + 1e-12
+    assert softmax.sum(1).numpy() == pytest.approx(1, abs=32 * precision)
+
+
+def test_precision_is_that_of_the_coarser_format_or_told():
+    layer = torch.zeros(2, 3), torch.zeros(2)
+    gradient = torch.zeros(2, 3).bfloat16(), torch.zeros(2)
+    assert LastLayer(*gradient, *layer, 1).precision == 2.0**-8
+    assert LastLayer(*layer, *layer, 1).precision == 2.0**-24
+    assert LastLayer(*layer, *layer, 1, precision=0.01).precision == 0.01
+    assert LastLayer(*layer, *layer, 1, precision=1e-12).precision == 2.0**-24  # not to be had
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=lambda dtype: str(dtype)[6:])
+def test_what_signs_prove_holds_in_every_format(dtype):
+    model, batch = trained()
+    found = gleak.label_posterior(sent_in(dtype, model, batch))
+    assert (found.at_least <= batch.label_counts).all()
+    there = batch.label_counts > 0
+    assert (found.at_least[there] > 0).double().mean() > 0.6
+
+
+def test_a_rule_of_ones_own():
+    batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
+    update = gleak.fedsgd(gleak.build_model("convnet", batch), batch)
+
+    def even(layer):
+        return layer.k * (1 / layer.n - layer.bias_gradient)
+
+    assert torch.equal(gleak.restore_labels(update, even), batch.label_counts)
+    assert set(gleak.compare_labels(update, [even, "zlg"], inputs=8)) == {even, "zlg"}
+    own = gleak.load_batch("cifar10-samples", indices=range(20))
+    own = gleak.Batch(own.images, torch.arange(20) % 10, own.class_names)
+    by_class = gleak.restore_labels(update, lambda layer: layer.class_softmax.diagonal(), aux=own)
+    assert by_class.sum() == 4
+    with pytest.raises(ValueError, match="one number for each of 10 classes"):
+        gleak.restore_labels(update, lambda layer: layer.weight_gradient)
+
+
+def test_a_last_layer_is_refused_where_it_does_not_fit():
+    weight, bias = torch.zeros(3, 5), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"gradient of W has shape \(3, 4\), W \(3, 5\)"):
+        LastLayer(torch.zeros(3, 4), bias, weight, bias, 1)
+    with pytest.raises(ValueError, match="one number a class, 3"):
+        LastLayer(weight, torch.zeros(4), weight, bias, 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        LastLayer(weight, bias, weight, bias, 0)
+    with pytest.raises(gleak.MissingKnowledge, match="give statistics"):
+        rules.zlg(LastLayer(weight, bias, weight, bias, 1))

@@ -1,9 +1,13 @@
 """Label counts: what the gradient proves, and wrong ones put right."""
 
+import copy
+
 import pytest
 import torch
 
 import gleak
+from gleak.labels import LastLayer
+from gleak.labels.features import NoSoftmaxFits, features_at_once
 from gleak.labels.repair import fits, least_counts, possible_classes, repair_counts
 
 
@@ -69,3 +73,75 @@ def test_fedavg_proves_nothing(case):
     update = gleak.fedavg(gleak.build_model("lenet", batch), batch, epochs=2)
     with pytest.raises(gleak.MissingKnowledge, match="one step"):
         repair_counts(update, batch.label_counts)
+
+
+FORMATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def sent_in(dtype, model, batch):
+    """The update of a client that computes in float32, or in float64, and sends in this format."""
+    if dtype == torch.float64:
+        model = copy.deepcopy(model).double()
+        batch = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+    update = gleak.fedsgd(model, batch)
+    gradient = {name: value.to(dtype) for name, value in update.gradient.items()}
+    return gleak.Update(update.model, len(batch), update.input_shape, gradient=gradient)
+
+
+@pytest.fixture(scope="module", params=FORMATS, ids=lambda dtype: str(dtype)[6:])
+def dtype(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("activation", "steps"), [("relu", 0), ("sigmoid", 0), ("relu", 15)])
+def test_true_counts_fit_and_wrong_ones_do_not_in_any_format(dtype, activation, steps):
+    if steps:
+        batch = gleak.draw_batch(gleak.load_pool("digits"), 4, seed=1)
+        model = gleak.trained_model("lenet", "digits", steps=steps, activation=activation)
+    else:
+        batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
+        model = gleak.build_model("lenet", batch, seed=1, activation=activation)
+    update = sent_in(dtype, model, batch)
+    wrong = batch.label_counts.clone()
+    wrong[batch.labels[0]] -= 1
+    wrong[7] += 1
+    assert fits(update, batch.label_counts)
+    try:
+        assert not fits(update, wrong, attempts=2)
+    except gleak.MissingKnowledge as error:  # rounding is all that tells two images apart
+        assert dtype in (torch.float16, torch.bfloat16)
+        assert "no telling" in str(error)
+    assert (least_counts(update) <= batch.label_counts).all()
+    assert possible_classes(update)[batch.labels].all()
+    assert torch.equal(repair_counts(update, wrong), batch.label_counts)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_where_digits_do_not_tell_there_is_no_answer(kind):
+    """After 150 steps the network knows an image to seven digits, and three or two were sent."""
+    batch = gleak.draw_batch(gleak.load_pool("digits"), 4, seed=1)
+    model = gleak.trained_model("lenet", "digits", steps=150, activation="relu")
+    update = sent_in(kind, model, batch)
+    with pytest.raises(gleak.MissingKnowledge, match="no telling whether these counts fit"):
+        fits(update, batch.label_counts, attempts=1)
+    with pytest.raises(gleak.MissingKnowledge):
+        repair_counts(update, batch.label_counts, most=1)
+
+
+def test_counts_that_fit_whatever_the_label_are_not_called_right():
+    """Equations that need to hold no better than 1 would hold with any label."""
+    batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
+    update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
+    layer = LastLayer.of(update, precision=0.5)
+    with pytest.raises(gleak.MissingKnowledge, match="these counts fit, and so might others"):
+        fits(layer, batch.label_counts)
+
+
+def test_no_fit_has_a_type(case):
+    batch, update = case
+    wrong = batch.label_counts.roll(1)
+    with pytest.raises(NoSoftmaxFits):
+        features_at_once(update, wrong, attempts=1)
+    with pytest.raises(gleak.MissingKnowledge, match="16 at most") as refused:
+        features_at_once(update, 5 * batch.label_counts)
+    assert not isinstance(refused.value, NoSoftmaxFits)

@@ -17,6 +17,7 @@ from gleak.inversion.objective import Objective
 from gleak.inversion.search import Inversion, Search
 from gleak.inversion.update_models import Simulation, equivalent, known_model, observed, path
 from gleak.labels.features import image_features
+from gleak.labels.last_layer import LastLayer
 from gleak.update import MissingKnowledge, Update
 
 
@@ -166,7 +167,9 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
         except MissingKnowledge:
             if best:
                 break
-            image_features(flat, counts, precision=torch.inf)  # raises where there never are any
+            image_features(
+                LastLayer.of(flat, precision=torch.inf), counts
+            )  # raises where there never are any
             peeled, model, seen = None, path, update
             settings = dataclasses.replace(ATTACKS["inverting-gradients"], iterations=100)
         else:

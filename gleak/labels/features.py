@@ -5,44 +5,60 @@ import torch
 from scipy.optimize import least_squares
 from scipy.special import softmax
 
-from gleak.labels.singles import single_images
+from gleak.labels.last_layer import LastLayer
+from gleak.labels.singles import find_singles
+from gleak.labels.statistics import FEW
+from gleak.labels.tolerance import misfit, rank_cutoff
 from gleak.update import MissingKnowledge, Update
 
-WRONG_COUNTS = "no softmax fits the classifier's gradient: are the counts right?"
+MOST = 16  # images; a system of K^2 unknowns takes too long beyond
+
+
+class NoSoftmaxFits(MissingKnowledge):
+    """No features were found whose softmax fits: most likely the counts are wrong."""
+
+    def __init__(self) -> None:
+        super().__init__("no softmax fits the classifier's gradient: are the counts right?")
 
 
 def image_features(
-    update: Update,
-    counts: torch.Tensor,
-    precision: float = 0.0,
-    attempts: int | None = None,
+    update: Update | LastLayer, counts: torch.Tensor, attempts: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (K, M) and softmax (K, N) of every image, in float64, in ascending order of labels.
 
     From the images that `single_images` finds, if those are all, and else from a search for all at
     once: see `features_at_once`, also for the arguments.
 
-    Raises MissingKnowledge where neither finds them, and for counts that are not those found.
+    Raises NoSoftmaxFits for counts that are not those found, MissingKnowledge where there is no
+    closed form.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
+    >>> update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
+    >>> features, softmax = image_features(update, batch.label_counts)
+    >>> truth, _ = update.forward(batch.images[batch.labels.argsort()])
+    >>> bool((features - truth).norm() < 1e-4 * truth.norm())
+    True
     """
+    layer = LastLayer.of(update, inputs=FEW)
     try:  # those of weights would belong to another model, see `Update.as_gradient`
-        singles = single_images(update) if update.local_steps == 1 else None
+        singles = find_singles(layer) if layer.local_steps == 1 else None
     except MissingKnowledge:
         singles = None
     if not singles or not singles.complete:
-        return features_at_once(update, counts, precision, attempts)
+        return features_at_once(layer, counts, attempts)
     if not torch.equal(torch.bincount(singles.labels, minlength=len(counts)), counts.cpu()):
-        raise MissingKnowledge(WRONG_COUNTS)
+        raise NoSoftmaxFits
     try:  # the equations of all together leave fewer digits open than those of one
-        return features_at_once(update, counts, precision, 1, singles.softmax.numpy())
+        return features_at_once(layer, counts, 1, singles.softmax.numpy())
     except MissingKnowledge:
-        device = update.classifier.weight.device
+        device = layer.weight.device
         return singles.features.to(device), singles.softmax.to(device)
 
 
 def features_at_once(
-    update: Update,
+    update: Update | LastLayer,
     counts: torch.Tensor,
-    precision: float = 0.0,
     attempts: int | None = None,
     start: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,43 +69,38 @@ def features_at_once(
     into P again: that decides C. Images of one class differ only by their softmax, which on
     untrained networks is a matter of the fifth digit; it is in the gradient all the same.
 
-    precision: relative error of what was sent, from rounding or noise; the equations then need to
-    hold no better than that.
     attempts: starts of the search for C, by default as many as a minute allows.
     start: softmax (K, N) to start from.
 
+    How well the equations must hold is a matter of the precision of what was sent, see
+    `gleak.labels.tolerance.misfit`.
+
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for more
-    images than classes less one, and when no solution is found.
+    images than classes less one, and for a gradient that does not tell the images apart;
+    NoSoftmaxFits when no solution is found.
     """
-    weight_gradient, bias_gradient = update.classifier_gradient()
-    if bias_gradient is None or update.classifier.bias is None:
+    layer = LastLayer.of(update)
+    if not layer.has_bias:
         raise MissingKnowledge("features in closed form need the gradient of the classifier's bias")
-    device = update.classifier.weight.device
+    device = layer.weight.device
     gradient, bias_gradient, weight, bias = (
-        tensor.double().cpu().numpy()
-        for tensor in (
-            weight_gradient,
-            bias_gradient,
-            update.classifier.weight,
-            update.classifier.bias,
-        )
+        tensor.cpu().numpy()
+        for tensor in (layer.weight_gradient, layer.bias_gradient, layer.weight, layer.bias)
     )
-    counts = counts.cpu().numpy()
-    labels = np.repeat(np.arange(len(counts)), counts)
-    size, classes = len(labels), len(counts)
-    if size >= min(classes, 17):  # a system of K^2 unknowns; beyond 16 images it takes too long
+    one_hot = one_hot_of(counts)
+    size, classes = one_hot.shape
+    if size > min(classes - 1, MOST):
         raise MissingKnowledge(
-            "features in closed form need fewer images than classes, and 16 at most; "
+            f"features in closed form need fewer images than classes, and {MOST} at most; "
             f"here {size} images and {classes} classes"
         )
-    one_hot = np.eye(classes)[labels]
     mean_softmax = bias_gradient + one_hot.mean(0)
     left, values, right = np.linalg.svd(gradient, full_matrices=False)
-    if values[size - 1] < 1e-7 * values[0]:
+    if values[size - 1] < rank_cutoff(layer.precision) * values[0]:
         raise MissingKnowledge("the classifier's gradient does not tell the images apart")
     columns, rows = left[:, :size], size * values[:size, None] * right[:size]
 
-    def residual(flat):
+    def residual(flat: np.ndarray) -> np.ndarray:
         mix = flat.reshape(size, size)
         guess = one_hot + mix @ columns.T
         try:
@@ -109,10 +120,19 @@ def features_at_once(
         found = least_squares(
             residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
         )
-        if found.cost < 1e-11 + precision**2:
+        if found.cost < misfit(layer.precision) ** 2:
             mix = found.x.reshape(size, size)
             return (
                 torch.from_numpy(np.linalg.solve(mix.T, rows)).to(device),
                 torch.from_numpy(one_hot + mix @ columns.T).to(device),
             )
-    raise MissingKnowledge(WRONG_COUNTS)
+    raise NoSoftmaxFits
+
+
+def one_hot_of(counts: torch.Tensor) -> np.ndarray:
+    """Labels Y (K, N) of a batch with these counts (N,), in ascending order.
+
+    >>> one_hot_of(torch.tensor([2, 0, 1])).tolist()
+    [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    return np.repeat(np.eye(len(counts)), counts.cpu().numpy(), axis=0)

@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from scipy.special import gammaln
 
-from gleak.labels.last_layer import FEW, Case
+from gleak.labels.last_layer import LastLayer
 from gleak.labels.shares import Shares, find_shares
 from gleak.labels.singles import find_singles
+from gleak.labels.statistics import FEW
+from gleak.labels.tolerance import excess, whole
 from gleak.update import MissingKnowledge, Update
 
 # Dirichlet prior over counts, concentration -> chance: labels drawn evenly (the K/N guess), or of
@@ -101,40 +103,48 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     """Label counts with 90 % intervals, from the update alone.
 
     Raises MissingKnowledge when the classifier has no bias.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
+    >>> found = label_posterior(gleak.fedsgd(gleak.build_model("lenet", batch), batch))
+    >>> found.frame()[["counts", "low", "high"]].query("counts > 0")
+       counts  low  high
+    3       1    1     1
+    8       2    2     2
     """
-    return describe(Case(update, seed=seed, inputs=FEW))
+    return describe(LastLayer.of(update, seed=seed, inputs=FEW))
 
 
-def gleak(case: Case) -> torch.Tensor:
+def gleak(layer: LastLayer) -> torch.Tensor:
     """Counts of `label_posterior`, without their uncertainty."""
-    return describe(case).counts.double()
+    return describe(layer).counts.double()
 
 
-def describe(case: Case) -> LabelPosterior:
-    """The posterior of one case; see `label_posterior`."""
-    found, least = find_shares(case), proven(case)
-    posterior = posterior_of(case, found, least)
+def describe(layer: LastLayer) -> LabelPosterior:
+    """The posterior of one last layer; see `label_posterior`."""
+    found, least = find_shares(layer), proven(layer)
+    posterior = posterior_of(layer, found, least)
     if not posterior.certain.all():
         try:
-            labels = find_singles(case).labels
+            labels = find_singles(layer).labels
         except MissingKnowledge:
             return posterior
-        least = np.maximum(least, np.bincount(labels, minlength=case.n))
-        if least.sum() <= case.k:
-            posterior = posterior_of(case, found, least)
+        least = np.maximum(least, np.bincount(labels, minlength=layer.n))
+        if least.sum() <= layer.k:
+            posterior = posterior_of(layer, found, least)
     return posterior
 
 
-def posterior_of(case: Case, found: Shares, least: np.ndarray) -> LabelPosterior:
+def posterior_of(layer: LastLayer, found: Shares, least: np.ndarray) -> LabelPosterior:
     """The posterior, given the shares and the least count (N,) of each class."""
-    grid = Grid.around(found.share, case.k, least)
-    sent = case.k * case.bias_gradient.numpy()
-    likelihood, chance = likelihoods(grid, found, case.k, case.unseen)
+    grid = Grid.around(found.share, layer.k, least)
+    sent = layer.k * layer.bias_gradient.numpy()
+    likelihood, chance = likelihoods(grid, found, layer.k, layer.unseen)
     likelihood[:, grid.count < least[grid.owner]] = -np.inf
-    table = marginals(grid, case.k, likelihood, chance)
+    table = marginals(grid, layer.k, likelihood, chance)
     cumulative = grid.cumulate(table)
     return LabelPosterior(
-        counts=torch.from_numpy(best_counts(grid, cumulative, case.k, first=sent)),
+        counts=torch.from_numpy(best_counts(grid, cumulative, layer.k, first=sent)),
         mean=torch.from_numpy(grid.sum(table * grid.count)),
         low=torch.from_numpy(grid.sum(cumulative < 0.05).astype(int)),
         high=torch.from_numpy(grid.sum(cumulative < 0.95).astype(int)),
@@ -143,10 +153,12 @@ def posterior_of(case: Case, found: Shares, least: np.ndarray) -> LabelPosterior
     )
 
 
-def likelihoods(grid: Grid, found: Shares, k: int, absent) -> tuple[np.ndarray, np.ndarray]:
+def likelihoods(
+    grid: Grid, found: Shares, k: int, absent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Log density (A, L) of shares and signs given each count, for A noises; their chances (A,).
 
-    absent: `Case.unseen` (N,).
+    absent: `LastLayer.unseen` (N,).
     """
     share, count, n = found.share[grid.owner], grid.count, len(found.share)
     spread = found.spread[grid.owner] + 1e-3
@@ -161,21 +173,22 @@ def likelihoods(grid: Grid, found: Shares, k: int, absent) -> tuple[np.ndarray, 
     return np.array(table)[chance > 0] + signs, chance[chance > 0]
 
 
-def proven(case: Case) -> np.ndarray:
+def proven(layer: LastLayer) -> np.ndarray:
     """The least count (N,) that the signs prove: K grad b_n >= -lambda_n, and where the features
     are never negative, a negative entry in row n of grad W can only come from class n.
 
     Both hold at any weights, and so for the mean over local steps; the first needs steps in which
     each sample weighs the same.
     """
-    least = np.zeros(case.n, dtype=int)
-    if case.update.weighs_alike:
-        bias = case.bias_gradient
-        rounding = 1e-4 * bias.abs().max() + case.rounding("bias")
-        least = torch.ceil(case.k * (-bias - rounding)).clamp_min(0).long().numpy()
-    if case.non_negative:
-        least = np.maximum(least, ~case.unseen)
-    return least if least.sum() <= case.k else np.zeros_like(least)
+    least = np.zeros(layer.n, dtype=int)
+    if layer.weighs_alike:
+        bias = layer.bias_gradient
+        size, precision = bias.abs(), layer.precision
+        rounding = whole(precision) * size.max() + excess(precision) * size + layer.rounding("bias")
+        least = torch.ceil(layer.k * (-bias - rounding)).clamp_min(0).long().numpy()
+    if layer.non_negative:
+        least = np.maximum(least, ~layer.unseen)
+    return least if least.sum() <= layer.k else np.zeros_like(least)
 
 
 def marginals(grid: Grid, k: int, likelihood: np.ndarray, chance: np.ndarray) -> np.ndarray:
@@ -196,13 +209,21 @@ def marginals(grid: Grid, k: int, likelihood: np.ndarray, chance: np.ndarray) ->
     return np.einsum("pa,pal->l", weight / weight.sum(), np.array(tables))
 
 
-def gamma_log(value, mean, variance):
+def gamma_log(value: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """Log density of a Gamma distribution."""
     shape, scale = mean**2 / variance, variance / mean
     return (shape - 1) * np.log(value) - value / scale - shape * np.log(scale) - gammaln(shape)
 
 
-def flow_log(share, count, k: int, n: int, leak: float, floor: float, uneven: float):
+def flow_log(
+    share: np.ndarray,
+    count: np.ndarray,
+    k: int | np.ndarray,
+    n: int | np.ndarray,
+    leak: float,
+    floor: float,
+    uneven: float,
+) -> np.ndarray:
     """Log density of a class's share of the flow given its count; see LEAK for the noise."""
     mean = (1 - leak) * count + floor * k / n
     variance = (floor * k / n) ** 2 + uneven * count**2 * (1 - count / k)
@@ -216,7 +237,7 @@ def tilted(grid: Grid, log_weight: np.ndarray, k: int) -> tuple[np.ndarray, np.n
     approximation of their sum (its variance is that of the tables).
     """
 
-    def at(tilt):
+    def at(tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         table = log_weight + tilt[:, None] * grid.count
         top = grid.top(table)
         table = np.exp(table - top[:, grid.owner])

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 
-from gleak.labels.last_layer import Case
+from gleak.labels.last_layer import LastLayer
+from gleak.labels.tolerance import settled
 
 MANY_CLASSES = 20  # beyond this the N(N-1) flows are too many to solve for one by one
 REACH = 0.5  # s in `flows`, in units of |o|; how far hardly matters, that it is towards W_n does
@@ -41,72 +43,43 @@ class Shares:
     trust: float
 
 
-@dataclass(frozen=True, eq=False)
-class LastLayer:
-    """G = K grad W (N, M) and g = K grad b (N,), W and b, in float64; `signed`: features may be."""
-
-    gradient: torch.Tensor
-    bias_gradient: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    signed: bool
-
-    @classmethod
-    def of(cls, case: Case) -> "LastLayer":
-        gradient, bias_gradient = case.k * case.weight_gradient, case.k * case.bias_gradient
-        return cls(gradient, bias_gradient, case.weight, case.bias, not case.non_negative)
-
-    def clamp(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings if self.signed else embeddings.clamp_min(0)
-
-    def mean_embedding(self) -> torch.Tensor:
-        """Embedding (M,) of the batch, from the row of the class that is most surely absent."""
-        absent = self.bias_gradient.argmax()
-        return self.clamp(self.gradient[absent] / self.bias_gradient[absent].clamp_min(1e-30))
-
-    def rows(self) -> torch.Tensor:
-        """Directions (N, M) of the classes: W less its mean row, of mean norm 1."""
-        rows = self.weight - self.weight.mean(0)
-        return rows / rows.norm(dim=1).mean().clamp_min(1e-30)
-
-
-def find_shares(case: Case) -> Shares:
+def find_shares(layer: LastLayer) -> Shares:
     """The shares of `unsure` where the network is that, those of `flows` where it is not.
 
     Of weights after local training, `flows` takes those that the server sent: most of the change
     was made while p - y was still large. `unsure` takes those that came back: the client's images
     get their labels sooner than random ones, whose softmax in the middle falls short of theirs.
     """
-    start = case.at(0.0)
+    start = layer.at(0.0)
     trust = unlearned(start)
-    share, spread = np.zeros(case.n), np.ones(case.n)
+    share, spread = np.zeros(layer.n), np.ones(layer.n)
     if trust > 0:
-        counts, spread = unsure(case.at(1.0))
+        counts, spread = unsure(layer.at(1.0))
         share = trust * counts
     if trust < 1:
         share = share + (1 - trust) * flows(start)
     return Shares(share, spread, trust)
 
 
-def unlearned(case: Case) -> float:
+def unlearned(layer: LastLayer) -> float:
     """1 for a network that has hardly learned, 0 for one that tells images apart.
 
     It has not if it gives almost the same softmax to all smooth images, or if the rows of W have no
     more to do with the features of those than random directions would. The rows of a thousand
     classes hardly prefer a direction; but then each image has a softmax of its own.
     """
-    softmax, features = case.few_natural
-    random = 1 - ramp(aligned(case, features), 1.4, 1.6)
+    softmax, features = layer.few_natural
+    random = 1 - ramp(aligned(layer, features), 1.4, 1.6)
     return max(ramp(alike(softmax), 0.92, 0.97), min(random, ramp(common(softmax), 0.2, 0.3)))
 
 
-def aligned(case: Case, features: torch.Tensor) -> float:
+def aligned(layer: LastLayer, features: torch.Tensor) -> float:
     """How much of the features' (S, M) variance the rows of W show, 1 for random directions.
 
     0.8 to 1.4 for networks without training; for those that know something 1.3 to 1.8 behind
     sigmoids, above 5 behind ReLUs.
     """
-    rows = case.weight - case.weight.mean(0)
+    rows = layer.weight - layer.weight.mean(0)
     features = features - features.mean(0)
     chance = rows.square().sum() * features.square().sum() / features.shape[1]
     return float((features @ rows.T).square().sum() / chance.clamp_min(1e-30))
@@ -136,7 +109,20 @@ def ramp(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
-def unsure(case: Case) -> tuple[np.ndarray, np.ndarray]:
+def mean_embedding(layer: LastLayer) -> torch.Tensor:
+    """Embedding (M,) of the batch, from the row of the class that is most surely absent."""
+    gradient, bias_gradient = layer.sums
+    absent = bias_gradient.argmax()
+    return layer.clamp(gradient[absent] / bias_gradient[absent].clamp_min(1e-30))
+
+
+def directions(layer: LastLayer) -> torch.Tensor:
+    """Directions (N, M) of the classes: W less its mean row, of mean norm 1."""
+    rows = layer.weight - layer.weight.mean(0)
+    return rows / rows.norm(dim=1).mean().clamp_min(1e-30)
+
+
+def unsure(layer: LastLayer) -> tuple[np.ndarray, np.ndarray]:
     """Counts (N,) of a network that tells little apart, lambda_n = K (p_n - grad b_n), and spread.
 
     p is the mean softmax of random inputs, half of them smooth and half noise, with their features
@@ -145,9 +131,8 @@ def unsure(case: Case) -> tuple[np.ndarray, np.ndarray]:
     is taken from the random inputs as well. What the rows say is weighed by the number of single
     images that disturb them, and the mean of the random inputs counts as much as one image.
     """
-    layer = LastLayer.of(case)
-    k, gradient, g = case.k, layer.gradient, layer.bias_gradient
-    features = torch.cat([case.few_gaussian[1], case.few_natural[1]])
+    k, (gradient, g) = layer.k, layer.sums
+    features = torch.cat([layer.few_gaussian[1], layer.few_natural[1]])
     guess = mean = features.mean(0)
     noise = features - guess
     for _ in range(ROUNDS):
@@ -156,39 +141,38 @@ def unsure(case: Case) -> tuple[np.ndarray, np.ndarray]:
         say = g / (1 + counts + k * p.square().mean(0))
         rest = gradient - k * p.T @ noise / len(noise)
         new = layer.clamp((say @ rest + guess) / (say @ g + 1))
-        if (new - mean).norm() < 1e-6 * guess.norm():
+        if (new - mean).norm() < settled(layer.precision) * guess.norm():
             break
         mean = new
     return counts.numpy(), (k * p.std(0)).numpy()
 
 
-def flows(case: Case) -> np.ndarray:
+def flows(layer: LastLayer) -> np.ndarray:
     """K parts (N,) of the total flow, for each class as much as flows out of it."""
-    out = flow_out(case)
+    out = flow_out(layer)
     total = out.sum()
-    return case.k * out / total if total > 0 else np.full(case.n, case.k / case.n)
+    return layer.k * out / total if total > 0 else np.full(layer.n, layer.k / layer.n)
 
 
-def flow_out(case: Case) -> np.ndarray:
+def flow_out(layer: LastLayer) -> np.ndarray:
     """Total flow out of each class (N,), by non-negative least squares over all R_nj.
 
     With many classes only the N totals are free, and each class flows to the others in proportion
     to their positive bias gradients.
     """
-    layer = LastLayer.of(case)
-    n, g = case.n, layer.bias_gradient
-    mean = layer.mean_embedding()
+    n, (total, g) = layer.n, layer.sums
+    mean = mean_embedding(layer)
     unit = mean.norm().clamp_min(1e-30)
-    embeddings = layer.clamp(mean + REACH * unit * layer.rows()) / unit
+    embeddings = layer.clamp(mean + REACH * unit * directions(layer)) / unit
     eye = torch.eye(n).double()
     if n > MANY_CLASSES:
         floor = 1e-3 * g.abs().max().clamp_min(1e-30)
         to = (g.clamp_min(0) + floor) * (1 - eye)
         terms = to / to.sum(1, keepdim=True) - eye
-        return rank_one_nnls(terms, embeddings, layer.gradient / unit, g)
+        return rank_one_nnls(terms, embeddings, total / unit, g)
     # Only the span of the embeddings matters, so work in an orthonormal basis of it.
     embeddings = torch.cat([embeddings, torch.ones(n, 1).double() / unit], 1)
-    gradient = torch.cat([layer.gradient / unit, g[:, None] / unit], 1)
+    gradient = torch.cat([total / unit, g[:, None] / unit], 1)
     basis = torch.linalg.qr(embeddings.T)[0]
     embeddings, gradient = embeddings @ basis, gradient @ basis
     source, target = (1 - eye).nonzero(as_tuple=True)
@@ -198,7 +182,12 @@ def flow_out(case: Case) -> np.ndarray:
     return np.bincount(source.numpy(), weights=out, minlength=n)
 
 
-def rank_one_nnls(terms, embeddings, gradient, bias_gradient) -> np.ndarray:
+def rank_one_nnls(
+    terms: torch.Tensor,
+    embeddings: torch.Tensor,
+    gradient: torch.Tensor,
+    bias_gradient: torch.Tensor,
+) -> np.ndarray:
     """min over x >= 0 of |G - sum_n x_n d_n e_n^T|^2 + |g - sum_n x_n d_n|^2.
 
     terms d (N, N), embeddings e (N, M). The Gram matrix of the rank-one terms is the entrywise
@@ -206,30 +195,6 @@ def rank_one_nnls(terms, embeddings, gradient, bias_gradient) -> np.ndarray:
     """
     gram = ((terms @ terms.T) * (embeddings @ embeddings.T + 1)).numpy()
     right = (((terms @ gradient) * embeddings).sum(1) + terms @ bias_gradient).numpy()
-    return gram_nnls(gram + 1e-12 * np.trace(gram) * np.eye(len(gram)), right)
-
-
-def gram_nnls(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """min over x >= 0 of x^T A x / 2 - r^T x for positive definite A: block principal pivoting.
-
-    Solve for the classes taken to be positive, swap those with the wrong sign, until there are
-    none. All at once as long as that helps, else only the last one. Kim & Park 2011.
-    """
-    positive = right > 0
-    fewest, patience = len(right) + 1, 3
-    for _ in range(20 * len(right)):
-        x = np.zeros_like(right)
-        x[positive] = np.linalg.solve(gram[np.ix_(positive, positive)], right[positive])
-        slope = gram @ x - right
-        limit = 1e-12 * np.abs(right).max()
-        wrong = np.where(positive, x < 0, slope < -limit)
-        if not wrong.any():
-            break
-        if wrong.sum() < fewest:
-            fewest, patience = wrong.sum(), 3
-        elif patience:
-            patience -= 1
-        else:
-            wrong = np.arange(len(right)) == wrong.nonzero()[0].max()
-        positive = positive ^ wrong
-    return x.clip(0)
+    root = np.linalg.cholesky(gram + 1e-12 * np.trace(gram) * np.eye(len(gram)))  # A = L L^T
+    # x^T A x / 2 - r^T x is |L^T x - L^-1 r|^2 / 2 but for a constant
+    return nnls(root.T, solve_triangular(root, right, lower=True), maxiter=50 * len(gram))[0]

@@ -25,17 +25,20 @@ bends counts as noise, in which fewer images are clear, and one in hundreds is m
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import least_squares, linprog, nnls
 from scipy.special import softmax
 
-from gleak.labels.last_layer import FEW, Case
+from gleak.labels.last_layer import LastLayer
 from gleak.labels.low_rank import first_parts
-from gleak.labels.shares import LastLayer
+from gleak.labels.shares import directions, mean_embedding
+from gleak.labels.statistics import FEW
+from gleak.labels.tolerance import noise, settled, zero
 from gleak.update import MissingKnowledge, Update
 
 MOST = 32  # images; more take too long
@@ -80,41 +83,53 @@ def single_images(update: Update, *, seed: int = 0) -> Singles:
     Raises MissingKnowledge without the gradients of the classifier's weight and bias, for weights
     whose client did not tell lr, epochs and batch size, for as many images as classes or more, and
     for more than 32.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
+    >>> found = single_images(gleak.fedsgd(gleak.build_model("lenet", batch), batch))
+    >>> found.labels.tolist(), found.complete, tuple(found.features.shape)
+    ([3, 8], True, (2, 768))
     """
-    return find_singles(Case(update, seed=seed, inputs=FEW))
+    return find_singles(LastLayer.of(update, seed=seed, inputs=FEW))
 
 
-def find_singles(case: Case) -> Singles:
+def find_singles(layer: LastLayer) -> Singles:
     """See `single_images`."""
-    if case.update.local_steps > 1:
-        case = replace(case, update=case.update.as_gradient())
-    if case.k > min(case.n - 1, MOST):
+    if layer.local_steps > 1:
+        layer = layer.at(None)
+    if layer.k > min(layer.n - 1, MOST):
         raise MissingKnowledge(
             f"one by one come fewer images than classes, and {MOST} at most; "
-            f"here are {case.k} images and {case.n} classes"
+            f"here are {layer.k} images and {layer.n} classes"
         )
-    scale = float(case.few_gaussian[1].square().mean().sqrt().clamp_min(1e-12))
-    gradient = torch.cat([case.weight_gradient, scale * case.bias_gradient[:, None]], 1)
-    weight = torch.cat([case.weight, case.bias[:, None] / scale], 1)
-    whole = Terms(case.k * gradient.cpu().numpy(), weight.detach().cpu().numpy(), scale, case.k)
-    draws = np.random.default_rng(case.seed)
-    found = []
-    while len(found) < case.k:
+    scale = float(layer.few_gaussian[1].square().mean().sqrt().clamp_min(1e-12))
+    gradient = torch.cat([layer.weight_gradient, scale * layer.bias_gradient[:, None]], 1)
+    weight = torch.cat([layer.weight, layer.bias[:, None] / scale], 1)
+    whole = Terms(
+        layer.k * gradient.cpu().numpy(),
+        weight.detach().cpu().numpy(),
+        scale,
+        layer.k,
+        layer.precision,
+    )
+    draws = np.random.default_rng(layer.seed)
+    found: list[Single] = []
+    while len(found) < layer.k:
         rest = whole.without(found)
-        both = whole.chosen(found + rest.solutions(case, draws))
+        both = whole.chosen(found + rest.solutions(layer, draws))
         if len(both) <= len(found):
             break
         found = both
     found.sort(key=lambda single: single.label)
 
-    def stacked(rows, length):
+    def stacked(rows: list[np.ndarray], length: int) -> torch.Tensor:
         return torch.from_numpy(np.array(rows).reshape(len(found), length))
 
     return Singles(
         torch.tensor([single.label for single in found], dtype=torch.long),
         stacked([single.features[:-1] for single in found], weight.shape[1] - 1),
-        stacked([single.softmax for single in found], case.n),
-        complete=len(found) == case.k and whole.explained_by(found),
+        stacked([single.softmax for single in found], layer.n),
+        complete=len(found) == layer.k and whole.explained_by(found),
     )
 
 
@@ -123,13 +138,14 @@ class Terms:
     """A sum of at most `most` rank-one terms v o^T, (N, M + 1), and the classifier [W, b / scale].
 
     The last feature of every image is `scale` in place of one: as large as the others.
-    noise: how large a term rounding alone could make.
+    noise: how large a term rounding alone could make. precision: of what was sent.
     """
 
     gradient: np.ndarray
     weight: np.ndarray
     scale: float
     most: int
+    precision: float
     given_noise: float | None = None
 
     @cached_property
@@ -151,14 +167,14 @@ class Terms:
         if self.given_noise is not None:
             return self.given_noise
         values = self.parts[1]
-        return max([1e-8 * values[0], *values[self.most : self.most + 1]])
+        return max([noise(self.precision) * values[0], *values[self.most : self.most + 1]])
 
     def without(self, found: list[Single]) -> "Terms":
         """What is left of the sum."""
         terms = sum(np.outer(single.wrong, single.features) for single in found)
-        return Terms(
-            self.gradient - terms, self.weight, self.scale, self.most - len(found), self.noise
-        )
+        left = self.most - len(found)
+        gradient = self.gradient - terms
+        return Terms(gradient, self.weight, self.scale, left, self.precision, self.noise)
 
     def explained_by(self, found: list[Single]) -> bool:
         return np.linalg.norm(self.without(found).gradient) < 0.02 * np.linalg.norm(self.gradient)
@@ -177,14 +193,14 @@ class Terms:
         counted = zip(candidates, times.round().astype(int), strict=True)
         return [single for single, count in counted for _ in range(count)]
 
-    def solutions(self, case: Case, draws: np.random.Generator) -> list[Single]:
+    def solutions(self, layer: LastLayer, draws: np.random.Generator) -> list[Single]:
         """Different images that this sum may hold, from edges of the cone, or from guesses."""
         right = self.decomposition[2]
         if not len(right):
             return []
-        found = []
-        zeros = case.non_negative and bool((case.few_gaussian[1] == 0).any())
-        starts = self.edges(draws) if zeros else guesses(case, self.scale, draws)
+        found: list[Single] = []
+        zeros = layer.non_negative and bool((layer.few_gaussian[1] == 0).any())
+        starts = self.edges(draws) if zeros else guesses(layer, self.scale, draws)
         for features, label in starts:
             single = self.solved(right @ features, label)
             if single and not any(near(single.features, other.features) for other in found):
@@ -200,10 +216,10 @@ class Terms:
         The features that are zero there, if they are many, say exactly where it runs.
         """
         _, values, right = self.decomposition
-        used = right[:, np.linalg.norm(right, axis=0) > 1e-6].T
+        used = right[:, np.linalg.norm(right, axis=0) > zero(self.precision)].T
         some = draws.permutation(len(used))[: SOME + 20 * len(values)]
-        slack = self.scale * max(1e-6, self.noise / values[-1])
-        seen = []
+        slack = self.scale * max(settled(self.precision), self.noise / values[-1])
+        seen: list[np.ndarray] = []
         for _ in range(STARTS + 3 * self.most):
             found = linprog(
                 draws.normal(size=len(values)),
@@ -244,18 +260,18 @@ class Terms:
         left, values, right = self.decomposition
         logits, last = self.weight @ right.T, right[:, -1] / self.scale
 
-        def parts(mix):
+        def parts(mix: np.ndarray) -> tuple[Any, ...]:
             p = softmax(logits @ mix)
             wrong = less_one(p, label)
             inside = left.T @ wrong
             return p, wrong, inside, np.linalg.norm(wrong) + 1e-30, inside @ (mix / values) - 1
 
-        def residual(mix):
+        def residual(mix: np.ndarray) -> np.ndarray:
             _, wrong, inside, norm, share = parts(mix)
             equations = (wrong - left @ inside) / norm
             return np.concatenate([equations, [0.1 * np.tanh(share), 0.1 * (last @ mix - 1)]])
 
-        def slope(mix):
+        def slope(mix: np.ndarray) -> np.ndarray:
             p, wrong, inside, norm, share = parts(mix)
             change = p[:, None] * (logits - p @ logits)
             change_inside = left.T @ change
@@ -274,30 +290,30 @@ class Terms:
         v_noise, o_noise = (self.noise * np.linalg.norm(x / values) for x in (inside, mix))
         clear = v_noise * o_noise / self.noise < CLEAR
         loose = 0.0 if determined else LOOSE
+        left_open = settled(self.precision)
         if (
             not clear
             or np.linalg.norm(wrong - left @ inside) > 10 * v_noise + loose * norm
-            or abs(share) > 10 * v_noise * o_noise / self.noise + 1e-6 + loose
-            or abs(last @ mix - 1) > 10 * o_noise / self.scale + 1e-6
+            or abs(share) > 10 * v_noise * o_noise / self.noise + left_open + loose
+            or abs(last @ mix - 1) > 10 * o_noise / self.scale + left_open
         ):
             return None
         return Single(label, mix @ right, p)
 
 
 def guesses(
-    case: Case, scale: float, draws: np.random.Generator
+    layer: LastLayer, scale: float, draws: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Features that images of each class might have: those of random inputs, moved towards the
     mean that the gradient shows and the class's row of W.
     """
-    layer = LastLayer.of(case)
-    mean, rows = layer.mean_embedding().cpu().numpy(), layer.rows().cpu().numpy()
-    inputs = torch.cat([case.few_natural[1], case.few_gaussian[1]]).cpu().numpy()
+    mean, towards = mean_embedding(layer).cpu().numpy(), directions(layer).cpu().numpy()
+    inputs = torch.cat([layer.few_natural[1], layer.few_gaussian[1]]).cpu().numpy()
     inputs = inputs - inputs.mean(0)
     unit = np.linalg.norm(mean)
-    for label in np.flatnonzero(~case.unseen).tolist():
+    for label in np.flatnonzero(~layer.unseen).tolist():
         for attempt in range(STARTS):
-            guess = mean + (0, 0.3, 1, 2)[attempt % 4] * unit * rows[label]
+            guess = mean + (0, 0.3, 1, 2)[attempt % 4] * unit * towards[label]
             guess = guess + draws.choice(inputs) * draws.choice([0, 1, 2])
             yield np.append(layer.clamp(torch.from_numpy(guess)).numpy(), scale), label
 

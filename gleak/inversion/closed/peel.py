@@ -30,6 +30,8 @@ from gleak.inversion.closed.solve import (
     solve_least_squares,
 )
 from gleak.labels.features import image_features
+from gleak.labels.last_layer import LastLayer
+from gleak.labels.statistics import FEW
 from gleak.models import Normalise
 from gleak.update import MissingKnowledge, Update
 
@@ -80,7 +82,9 @@ def peel(
             probe = layer(probe)
             shapes.append(tuple(probe.shape))
 
-    features, probabilities = image_features(update, counts, precision)
+    features, probabilities = image_features(
+        LastLayer.of(update, inputs=FEW, precision=precision / 2), counts
+    )
     tolerance = max(TOLERANCE, precision)
     misfit_allowed = tolerance if misfit_allowed is None else misfit_allowed
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
