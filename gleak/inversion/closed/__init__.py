@@ -1,6 +1,7 @@
 """What a gradient gives away in closed form: activations, and sometimes images.
 
-chain     the network as a chain of layers, on its traced graph
+graph     the traced graph of a network
+chain     the network as a chain of layers
 known     what is known on the way down: the gradient, and a place between two layers
 layers    what can be told of each kind of layer: a table
 peel      from the classifier towards the image, layer by layer

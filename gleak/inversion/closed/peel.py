@@ -163,6 +163,8 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
 def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Place:
     """`through` for a layer whose weight gradient is linear in its input."""
     layer, slope = step.layer, place.whole_slope
+    if slope.ndim != (2 if isinstance(layer, nn.Linear) else 4):
+        raise ArithmeticError("it is applied at several places of its input")
     observed = sent.of(layer.weight)
     if place.values is None:
         outputs, known = slope, torch.zeros_like(slope, dtype=torch.bool)
