@@ -3,10 +3,7 @@
 attack      what an attack is, and the presets
 distances   between gradients
 priors      on images
-peel        what the gradient gives away in closed form, layer by layer
-residual    the same through residual blocks, pooling and batch norm
-linear      linear algebra that the closed forms share
-exact       images in closed form
+closed      what the gradient gives away in closed form, layer by layer, and sometimes whole images
 update_models  how a candidate batch is turned into what the server saw
 objective   the loss of an attack on an update
 search      its minimum: starts, optimisers, the record of the way
@@ -14,8 +11,7 @@ loop        `invert`: one door for all attacks
 """
 
 from gleak.inversion.attack import ATTACKS, Attack
-from gleak.inversion.closed.peel import peel
-from gleak.inversion.closed.spear import spear
+from gleak.inversion.closed import peel, spear
 from gleak.inversion.distances import DISTANCES, cosine, flatten
 from gleak.inversion.invert import invert, labels_of, list_attacks
 from gleak.inversion.priors import PRIORS, total_variation

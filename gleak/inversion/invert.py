@@ -5,13 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion import attack as attacks
 from gleak.inversion.attack import ATTACKS, Attack
-from gleak.inversion.closed.peel import TOLERANCE, peel
-from gleak.inversion.closed.spear import exact_images
+from gleak.inversion.closed import exact_images, peel
+from gleak.inversion.closed.peel import TOLERANCE
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.objective import Objective
 from gleak.inversion.search import Inversion, Search
@@ -97,18 +95,18 @@ def invert(
         if attack == "gleak":
             update = update.as_gradient()  # weights are read in the middle of the way
         try:
-            peeled = peel(update, counts, precision)
+            peeled = peel(dataclasses.replace(update, precision=precision / 2 or None), counts)
         except MissingKnowledge:
             if settings.features:
                 raise
-    if peeled and peeled.depth == 0:
+    if peeled and peeled.is_image:
         if attack != "gleak":
             raise ValueError(
                 "the closed form ends at the images: there are no features left to search for; "
                 'attack="gleak" returns these images'
             )
         return closed_form(peeled.activations, labels)
-    if attack == "gleak" and peeled and peeled.depth < len(peeled.layers) - 1:
+    if attack == "gleak" and peeled and not peeled.is_features:
         settings = replace_all(preset_for(peeled, update), overrides)
 
     def objective(stage):
@@ -163,7 +161,10 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
     while not last:
         final = len(histories) >= ROUNDS - 1 or settled
         try:  # the layers before the last are worth their time in the end only
-            peeled = peel(flat, counts, LOOSE, TOLERANCE if final else 0)
+            allowed = TOLERANCE if final else 0.0
+            peeled = peel(
+                dataclasses.replace(flat, precision=LOOSE / 2), counts, misfit_allowed=allowed
+            )
         except MissingKnowledge:
             if best:
                 break
@@ -202,12 +203,9 @@ def undrift(update, labels, update_model, seed, progress, compile, start, overri
 
 def preset_for(peeled, update) -> Attack:
     """The preset of `gleak` that fits what was peeled."""
-    pieces = peeled.layers[: peeled.depth]
-    rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
-    deep = any(isinstance(layer, BasicBlock) for layer in pieces)
-    if deep or (rough and min(update.input_shape[1:]) >= 64):
+    if peeled.deep or (peeled.rough and min(update.input_shape[1:]) >= 64):
         return attacks.GLEAK_COARSE
-    return attacks.GLEAK_FEATURES if rough else attacks.GLEAK_SMOOTH
+    return attacks.GLEAK_FEATURES if peeled.rough else attacks.GLEAK_SMOOTH
 
 
 def closed_form(images: torch.Tensor, labels: torch.Tensor) -> Inversion:

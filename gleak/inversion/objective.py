@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from gleak.inversion import attack as attacks
@@ -47,10 +46,8 @@ class Objective:
         sent, scaled = observed(update)
         names = list(sent)
         if attack.features:  # what lies behind the peeled layers is used up
-            own = dict(update.model.named_parameters())
-            below = {id(p) for layer in peeled.layers[: peeled.depth] for p in layer.parameters()}
-            names = [name for name in names if id(own[name]) in below]
-            self.trunk = nn.Sequential(*peeled.layers[: peeled.depth])
+            names = [name for name in names if name in peeled.parameters]
+            self.trunk = peeled.trunk
             with torch.no_grad():
                 gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.activations))
             # images that a trained network answers faintly must not drown beside the others
