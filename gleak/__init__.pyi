@@ -10,6 +10,7 @@ from . import inversion as inversion
 from . import labels as labels
 from . import metrics as metrics
 from . import models as models
+from . import network as network
 from . import pools as pools
 from . import risk as risk
 from . import training as training
@@ -38,7 +39,9 @@ from .pools import list_pools as list_pools
 from .pools import load_pool as load_pool
 from .provenance import provenance as provenance
 from .training import trained_model as trained_model
+from .update import GradientUpdate as GradientUpdate
 from .update import MissingKnowledge as MissingKnowledge
 from .update import Update as Update
+from .update import WeightsUpdate as WeightsUpdate
 
 __version__: str

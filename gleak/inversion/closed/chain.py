@@ -17,7 +17,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from gleak.inversion.closed.graph import Traced, function_of, traced
-from gleak.update import MissingKnowledge, is_dropout
+from gleak.network import is_dropout
+from gleak.update import MissingKnowledge
 
 NORMED = [nn.Conv2d, nn.BatchNorm2d]
 

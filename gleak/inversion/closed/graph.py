@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from gleak.models import Normalise
-from gleak.update import MissingKnowledge, is_dropout
+from gleak.network import is_dropout
+from gleak.update import MissingKnowledge
 
 Shapes = dict[fx.Node, tuple[int, ...]]
 
