@@ -7,6 +7,7 @@ from torch import nn
 
 import gleak
 from gleak import defences
+from gleak.study import chapters, recorded
 from gleak.study.displays import defences as defences_display
 from gleak.study.displays import first_leak as first_leak_display
 from gleak.study.displays import labels_fedsgd as fedsgd_display
@@ -153,6 +154,14 @@ def test_rows_of_an_untrained_network():
     refused = labels_fedsgd.refusals("cifar10-samples", 0, inputs=50, width=4)
     assert {"idlg", "llg"} <= set(refused)
     assert not set(tanh) & set(refused)  # the table leaves out just what refuses
+
+
+def test_rows_of_the_recorded_table_are_made_again():
+    file = chapters.root() / "book" / "results" / "02_labels_untrained.csv"
+    stored = recorded.read(file)
+    stored = stored[(stored.network == "convnet") & (stored.K == 8) & (stored.seed == 1)]
+    rows = labels_fedsgd.recorded("convnet", "cifar10-samples", 8, 1)
+    assert rows == stored[stored.N == 10].drop(columns=["network", "K", "seed"]).to_dict("records")
 
 
 def test_rows_of_gray_digits():

@@ -21,6 +21,14 @@ RIVALS = [method for method in ZERO_SHOT if method != "gleak"]
 WITH_DATA = [method for method in gleak.list_label_methods(aux=True) if method not in ZERO_SHOT]
 DEEP_INPUTS = 32  # random images for networks on which each costs much
 
+RECORDED = {  # networks of the recorded table: name -> model, options, random images for the rules
+    "lenet, sigmoid": ("lenet", {}, 1000),
+    "lenet, ReLU": ("lenet", model_options("lenet"), 1000),
+    "convnet": ("convnet", {}, 64),
+    "resnet18": ("resnet18", {}, DEEP_INPUTS),
+}
+RECORDED_METHODS = ["gleak", "zlg", "zlg-bias", "ilrg", "llbg", "llg", "idlg", "gradinversion"]
+
 DISTRIBUTIONS = {  # name -> the alpha of a Dirichlet, or the share of one class
     "uniform": None,
     "Dirichlet 1": 1.0,
@@ -136,6 +144,30 @@ def untrained(
     if network == "lenet, tanh":  # the others refuse it
         options["methods"] = ["zlg", "zlg-bias", "ebi", "llbg", "ilrg"]
     return [{"N": drawn.num_classes, **row} for row in scores(net, drawn, training=True, **options)]
+
+
+def recorded(network: str, dataset: str, K: int, seed: int) -> list[Row]:
+    """The rows of the recorded table: its methods on one batch, rounded.
+
+    The seed draws the batch, the weights and the random images.
+    """
+    model, options, inputs = RECORDED[network]
+    drawn = augmented(gleak.load_batch(dataset, indices=range(20)), K, seed)
+    update = gleak.fedsgd(gleak.build_model(model, drawn, seed=seed, **options), drawn)
+    found = gleak.compare_labels(update, RECORDED_METHODS, seed=seed, inputs=inputs)
+    scored = {m: gleak.score_labels(counts, drawn.label_counts) for m, counts in found.items()}
+    return [
+        {
+            "N": drawn.num_classes,
+            "inputs": inputs,
+            "method": method,
+            "instance": round(score["instance"], 4),
+            "exact": int(score["exact"]),
+            "even": round(score["even"], 4),
+            "chance": round(score["chance"], 4),
+        }
+        for method, score in scored.items()
+    ]
 
 
 def refusals(dataset: str, seed: int, *, inputs: int, width: int) -> dict[str, str]:
