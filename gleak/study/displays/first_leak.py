@@ -21,7 +21,7 @@ def glue_batch(batch: Batch) -> None:
 def labels(batch: Batch, restored: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """The counts of each method beside the client's, for classes that anyone says are there."""
     columns = {"client (hidden)": batch.label_counts, **restored}
-    seen = (sum(columns.values()) > 0).tolist()
+    seen = (torch.stack(list(columns.values())).sum(0) > 0).tolist()
     return pd.DataFrame(
         {
             name: [n for n, s in zip(counts.tolist(), seen, strict=True) if s]

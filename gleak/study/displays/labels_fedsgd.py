@@ -64,7 +64,7 @@ def by_size(frame: pd.DataFrame, dataset: str, sizes: Sequence[int]) -> tuple[Fi
             low, high = middle - spread, (middle + spread).clip(upper=1)
             axis.fill_between(lines.index, low, high, alpha=0.1, color=colour)
         axis.set(xscale="log", xlabel="images in the batch, K", ylabel="instance accuracy")
-        axis.set_xticks(sizes, labels=sizes)
+        axis.set_xticks(sizes, labels=map(str, sizes))
         axis.minorticks_off()
         axis.legend(ncols=2)
     return figure, (
@@ -191,9 +191,14 @@ def by_steps(frame: pd.DataFrame) -> tuple[Figure, str]:
     with plt.rc_context(figures.STYLE):
         figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
         for method in [name for name in colours if name in lines]:
-            line = {"ls": ":" if method == "even" else "-", "lw": 2.5 if method == "gleak" else 1.3}
-            color = colours[method]
-            axis.plot(range(len(lines)), lines[method], color=color, label=method, **line)
+            axis.plot(
+                range(len(lines)),
+                lines[method],
+                color=colours[method],
+                label=method,
+                linestyle=":" if method == "even" else "-",
+                linewidth=2.5 if method == "gleak" else 1.3,
+            )
         axis.set_xticks(range(len(lines)), labels=lines.index)
         axis.set(xlabel="training steps", ylabel="instance accuracy")
         axis.legend(ncols=2)

@@ -7,6 +7,7 @@ or dropped, the noise's standard deviation or multiplier, local steps.
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import pandas as pd
 import torch
@@ -196,11 +197,15 @@ def unclipped(update: Update, seed: int) -> Update:
 
     A class with a positive entry of the bias gradient is absent, so that the entry is the mean
     softmax times the factor. The softmax is taken from 500 random images, drawn by the seed.
+
+    Raises MissingKnowledge for a classifier without a bias.
     """
     draws = torch.Generator().manual_seed(seed)
     inputs = 0.5 + 0.25 * torch.randn(500, *update.input_shape, generator=draws)
     softmax = update.forward(inputs)[1].softmax(1).mean(0)
     bias = update.classifier_gradient()[1]
+    if bias is None:
+        raise gleak.MissingKnowledge("a clip is found by the bias gradient; this model has none")
     absent = bias > 0
     factor = (bias / softmax)[absent].median() if absent.any() else torch.tensor(1.0)
     sent = {name: tensor / factor for name, tensor in update.message().items()}
@@ -229,6 +234,8 @@ class Kept(nn.Module):
 
     features: (K, M) of the images, zero where a unit was dropped; share: of units that are dropped.
     """
+
+    factors: torch.Tensor
 
     def __init__(self, features: torch.Tensor, share: float):
         super().__init__()
@@ -263,7 +270,8 @@ def knowing(
         return gleak.invert(update, counts, tv=0.15, distance="sent-cosine", **common)
     if defence == "dropout":
         net = copy.deepcopy(update.model)
-        net[1][-2] = Kept(image_features(update, counts)[0], strength)
+        layers = cast(nn.Sequential, net.get_submodule("1"))  # behind the normalisation
+        layers[-2] = Kept(image_features(update, counts)[0], strength)
         update = dataclasses.replace(update, model=net)
         return gleak.invert(update, counts, tv=0.15, **common)
     if precision < 0.5:

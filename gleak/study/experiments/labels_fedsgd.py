@@ -3,6 +3,7 @@
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,14 +30,9 @@ RECORDED = {  # networks of the recorded table: name -> model, options, random i
 }
 RECORDED_METHODS = ["gleak", "zlg", "zlg-bias", "ilrg", "llbg", "llg", "idlg", "gradinversion"]
 
-DISTRIBUTIONS = {  # name -> the alpha of a Dirichlet, or the share of one class
-    "uniform": None,
-    "Dirichlet 1": 1.0,
-    "Dirichlet 0.5": 0.5,
-    "Dirichlet 0.1": 0.1,
-    "one dominant": 0.7,
-    "one class": 1.0,
-}
+ALPHAS = {"uniform": None, "Dirichlet 1": 1.0, "Dirichlet 0.5": 0.5, "Dirichlet 0.1": 0.1}
+SHARES = {"one dominant": 0.7, "one class": 1.0}  # of the images that are of one class
+DISTRIBUTIONS = [*ALPHAS, *SHARES]
 
 
 def network_of(name: str, batch: Batch, seed: int, width: int) -> nn.Module:
@@ -138,7 +134,7 @@ def untrained(
     """The rules on an untrained network: K augmented images of the data set's first twenty."""
     drawn = augmented(gleak.load_batch(dataset, indices=range(20)), K, seed)
     net = network_of(network, drawn, seed, width)
-    options = {"inputs": inputs}
+    options: dict[str, Any] = {"inputs": inputs}
     if network == "resnet18":
         options = {"inputs": DEEP_INPUTS, "methods": ["zlg-bias"]}
     if network == "lenet, tanh":  # the others refuse it
@@ -192,7 +188,7 @@ def digits_settings(seeds: int, deep: bool) -> list[dict]:
 def digits(network: str, seed: int, *, size: int, inputs: int, width: int) -> list[Row]:
     """The rules on an untrained network in eval mode: gray digits, labels uniform."""
     drawn = gleak.draw_batch(gleak.load_pool("digits"), size, seed=seed)
-    options = {"inputs": inputs}
+    options: dict[str, Any] = {"inputs": inputs}
     if network == "resnet18":
         options = {"inputs": DEEP_INPUTS, "methods": ["zlg", "zlg-bias", "ilrg"]}
     return scores(network_of(network, drawn, seed, width), drawn, **options)
@@ -261,12 +257,12 @@ def small_batches(
 
 def drawn_with(labels: str, clients: Batch, size: int, seed: int) -> Batch:
     """`size` images with labels of one of DISTRIBUTIONS; fewer if a single class has fewer."""
-    if not labels.startswith("one"):
-        return gleak.draw_batch(clients, size, alpha=DISTRIBUTIONS[labels], seed=seed)
+    if labels in ALPHAS:
+        return gleak.draw_batch(clients, size, alpha=ALPHAS[labels], seed=seed)
     mixed = gleak.draw_batch(clients, size, seed=seed)
     present = clients.labels.unique()
     of_class = (clients.labels == present[seed % len(present)]).nonzero().flatten()
-    major = of_class[: int(DISTRIBUTIONS[labels] * size)]
+    major = of_class[: int(SHARES[labels] * size)]
     count = len(major) if labels == "one class" else max(len(major), size)
     images = torch.cat([clients.images[major], mixed.images])[:count]
     names = torch.cat([clients.labels[major], mixed.labels])[:count]
