@@ -1,0 +1,1 @@
+"""How the chapters show what they found: a module for each."""

@@ -1,0 +1,1 @@
+"""What the chapters compute: a module for each."""
