@@ -27,9 +27,7 @@ def searched(
     return found, gleak.score(found.images, batch.images)
 
 
-def sent(
-    model: str, batch: Batch, seed: int, training: bool = True, device: str = "cpu"
-) -> Update:
+def sent(model: str, batch: Batch, seed: int, training: bool = True, device: str = "cpu") -> Update:
     """The gradient of a network as drawn by the seed, batch norm in train or in eval mode."""
     network = gleak.build_model(model, batch, seed=seed).to(device)
     return gleak.fedsgd(network, batch, training=training)
