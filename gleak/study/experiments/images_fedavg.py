@@ -1,7 +1,7 @@
 """Images from FedAvg weights: the drift, attacks that undo it, and many ways of training."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,6 @@ from gleak.study.experiments.searches import (
     searched,
     sent,
 )
-from gleak.study.runner import product
 from gleak.update import Update
 
 MIDDLE = partial(path, points=1)  # one gradient in the middle of the way
@@ -196,55 +195,7 @@ def known_counts(update: Update, batch: Batch, labels: str) -> torch.Tensor:
     return one_wrong(batch) if labels == "wrong" else batch.label_counts
 
 
-# What follows makes the recorded table.
-EPOCHS, RATES = [1, 2, 5, 10, 16], [1e-4, 1e-3, 1e-2, 1e-1]
-TRAINED = 40  # steps of the trained networks
-SCAN = [0.25, 0.5, 1, 2, 4]  # times the true rate
-ITERATIONS = {"matching": 200, "own": 600}  # of matching, and of gleak
-
-# batch_size 0: all in one batch; labels: the attacker's
-BASE = {
-    "network": "convnet",
-    "steps": 0,
-    "images": 4,
-    "epochs": 5,
-    "batch_size": 0,
-    "lr": 1e-3,
-    "labels": "given",
-}
-COMPARED = ["equivalent", "middle", "gleak"]
-# sweep: what varies from the base, and the attacks
-SWEEPS = {
-    "way": ({"epochs": EPOCHS, "lr": RATES}, COMPARED),
-    "size": ({"images": [4, 8, 16], "lr": [1e-3, 1e-2]}, COMPARED),
-    "batches of 8": ({"images": [8], "batch_size": [4, 1], "lr": [1e-3, 1e-2]}, COMPARED),
-    "batches of 16": ({"images": [16], "batch_size": [8, 4, 1], "lr": [1e-3, 1e-2]}, COMPARED),
-    "restored": ({"labels": ["restored"], "lr": [1e-3, 1e-2]}, COMPARED),
-    # no features fit wrong counts: what gleak falls back on is the dear matching of `unrolled`
-    "wrong": ({"labels": ["wrong"], "lr": [1e-3, 1e-2]}, ["equivalent", "middle"]),
-    "models": ({"epochs": [5, 10], "lr": [1e-2, 3e-2]}, [*COMPARED, "path", "sme", "nl-sme"]),
-    "rate": ({"lr": [1e-3, 1e-2]}, ["sme, no lr", "gleak, lr scanned"]),
-    "trained": ({"steps": [TRAINED], "epochs": [1, 5], "lr": [1e-4, 1e-3, 1e-2]}, COMPARED),
-    "unrolled": ({"epochs": [5, 10], "lr": [1e-2, 3e-2]}, ["unrolled"]),
-    # as Dimitrov et al. and Zhu et al. measured: 50 images, 10 epochs of 10 batches of 5
-    "fifty": (
-        {"images": [50], "epochs": [10], "batch_size": [5], "lr": [1e-3, 1e-2]},
-        ["equivalent", "middle", "sme"],
-    ),
-    "lenet": ({"network": ["lenet"], "epochs": [1, 5, 10], "lr": RATES}, COMPARED),
-}
-
-
-def recorded_settings(sweeps: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The runs of some sweeps, each of them once."""
-    found = [
-        {**BASE, **varied, "attack": attack, "seed": seed}
-        for seed in seeds
-        for sweep in sweeps
-        for varied in product(**SWEEPS[sweep][0])
-        for attack in SWEEPS[sweep][1]
-    ]
-    return [row for index, row in enumerate(found) if row not in found[:index]]
+SCAN = [0.25, 0.5, 1, 2, 4]  # times the true rate, where it is not told
 
 
 def recorded(
@@ -257,14 +208,20 @@ def recorded(
     labels: str,
     attack: str,
     seed: int,
-    iterations: Mapping[str, int],
+    matching: int,
+    own: int,
 ) -> dict[str, float]:
-    """One attack on one client; the seed draws the weights, the client's order and the start."""
+    """A row of the recorded table; the seed draws weights, the client's order and the start.
+
+    batch_size 0: all in one batch; labels: as for `other_case`; attack: an update model to match
+    through, or `gleak`, or one of both that is not told the rate.
+    matching, own: iterations of matching, and of `gleak`.
+    """
     batch, drawn = recorded_client(network, steps, images, seed)
     update = trained_by(drawn, batch, (epochs, batch_size, lr), seed)
     counts = known_counts(update, batch, labels)
     began = time.process_time()
-    found = recorded_attack(update, counts, attack, seed, iterations)
+    found = recorded_attack(update, counts, attack, seed, matching, own)
     seconds = time.process_time() - began
     scores = gleak.score(found, batch.images)
     means = scores[["psnr", "ssim", "thumb8", "mean_colour"]].mean().to_dict()
@@ -289,18 +246,18 @@ def recorded_client(network: str, steps: int, images: int, seed: int) -> tuple[B
 
 
 def recorded_attack(
-    update: Update, counts: torch.Tensor, attack: str, seed: int, iterations: Mapping[str, int]
+    update: Update, counts: torch.Tensor, attack: str, seed: int, matching: int, own: int
 ) -> torch.Tensor:
     """(K, C, H, W) the restored images."""
     common = {"seed": seed, "progress": False}
-    own = {"attack": "gleak", "update_model": "unrolled", "iterations": iterations["own"]}
+    strongest = {"attack": "gleak", "update_model": "unrolled", "iterations": own}
     if attack == "gleak":
-        return gleak.invert(update, counts, **own, **common).images
+        return gleak.invert(update, counts, **strongest, **common).images
     if attack == "gleak, lr scanned":  # the rate whose images lead to the client's weights
         best, nearest = None, torch.inf
         for factor in SCAN:
             guess = replace(update, facts=update.facts | {"lr": factor * update.facts["lr"]})
-            found = gleak.invert(guess, counts, **own, **common)
+            found = gleak.invert(guess, counts, **strongest, **common)
             distance = found.history.get("distance_of_weights", pd.Series([torch.inf])).min()
             if distance < nearest or best is None:
                 best, nearest = found.images, distance
@@ -313,6 +270,6 @@ def recorded_attack(
         counts,
         MATCHING,
         update_model=through,
-        iterations=iterations["matching"],
+        iterations=matching,
         **common,
     ).images

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from gleak.inversion.closed.peel import Peeled
 from gleak.inversion.distances import cosine
 from gleak.inversion.finite_difference import norm, slopes
 from gleak.labels.features import image_features
-from gleak.study.experiments.searches import DISTINCT, SIXTEEN, samples, sent
+from gleak.study.experiments.searches import samples, sent
 from gleak.update import Update
 
 
@@ -138,49 +138,21 @@ def lenet_equations(update: Update) -> dict[str, int]:
     }
 
 
-# What follows makes the recorded table.
-MATCHING = {
-    "dlg": {},
-    "idlg": {},
-    "inverting-gradients": {"tv": 0.02},  # its best weight here, see the notes
-    "gradinversion": {},
-    "general": {},
-}
-# case: model, train mode, data set, images (or how many of a pool), iterations for matching, for
-# gleak (None: its own)
-CASES = {
-    "convnet-4": ("convnet", True, "cifar10", DISTINCT[:4], 600, None),
-    "lenet-1": ("lenet", True, "cifar10", DISTINCT[:1], 1500, None),
-    "lenet-4": ("lenet", True, "cifar10", DISTINCT[:4], 1500, None),
-    "convnet-4-repeated": ("convnet", True, "cifar10", [0, 1, 2, 3], 600, None),
-    "convnet-8": ("convnet", True, "cifar10", DISTINCT, 600, None),
-    "convnet-1": ("convnet", True, "cifar10", DISTINCT[:1], 600, None),
-    "convnet-2": ("convnet", True, "cifar10", DISTINCT[:2], 600, None),
-    "resnet18-train-4": ("resnet18", True, "cifar10", DISTINCT[:4], 60, None),  # equal seconds
-    "resnet18-eval-4": ("resnet18", False, "cifar10", DISTINCT[:4], 60, None),
-    "resnet18-train-1": ("resnet18", True, "cifar10", DISTINCT[:1], 60, None),
-    "resnet18-eval-1": ("resnet18", False, "cifar10", DISTINCT[:1], 60, None),
-    "gradinversion-8": ("convnet", True, "cifar10", DISTINCT, 300, 1000),
-    "gradinversion-8-repeated": ("convnet", True, "cifar10", list(range(8)), 300, 1000),
-    "gradinversion-16": ("convnet", True, "cifar100", SIXTEEN, 200, 600),
-    "gradinversion-16-repeated": ("convnet", True, "cifar10", list(range(16)), 200, 200),
-    "crops-32": ("convnet", True, "imagenet-crops", 32, 600, 600),
-    "crops-48": ("convnet", True, "imagenet-crops", 48, 600, 600),
-}
+def recorded(
+    model: str,
+    training: bool,
+    data: str,
+    which: int | Sequence[int],
+    attack: str,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> dict[str, float]:
+    """A row of the recorded table: one attack, whose start and the weights the seed draws.
 
-
-def recorded(case: str, attack: str, seed: int, iterations: int | None = None) -> dict[str, float]:
-    """One attack on one case; the seed draws the weights and the start.
-
-    iterations: other than the case has. A search whose loss stops being finite counts with the
-    best images that it had.
+    data, which: as for `samples`; settings: of the attack. A search whose loss stops being finite
+    counts with the best images that it had.
     """
-    model, training, data, which, matching, own = CASES[case]
     batch = samples(data, which)
-    iterations = iterations or (own if attack == "gleak" else matching)
-    if attack == "gradinversion":
-        iterations //= 2  # it runs two restarts
-    settings = {"iterations": iterations, **MATCHING.get(attack, {})}
     update = sent(model, batch, seed, training)
     began = time.process_time()
     try:

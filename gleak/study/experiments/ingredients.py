@@ -11,7 +11,6 @@ import gleak
 from gleak import defences
 from gleak.data import Batch
 from gleak.models import Normalise
-from gleak.study.runner import product
 
 
 class Change(NamedTuple):
@@ -116,7 +115,7 @@ def settings(attack: str, model: str, seeds: int, thorough: bool = True) -> list
         for name in (changes if thorough or attack == "gleak" else QUICK)
         if model == "convnet" or changes[name].group != "network"
     ]
-    return product(change=names, seed=range(seeds))
+    return [{"change": name, "seed": seed} for name in names for seed in range(seeds)]
 
 
 def network(
