@@ -56,6 +56,7 @@ SWEEPS = {
 
 
 def main() -> None:
+    """Read the options, run what they ask for, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--sweeps", nargs="+", default=list(SWEEPS), choices=list(SWEEPS))

@@ -50,6 +50,7 @@ CASES = {
 
 
 def main() -> None:
+    """Read the options, run what they ask for, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))

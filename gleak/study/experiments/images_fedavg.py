@@ -33,9 +33,7 @@ CROPS = "imagenet-crops"  # the pool of the trained networks
 Way = Sequence[float]  # epochs, batch size (0: all in one), learning rate
 
 
-def trained_by(
-    network: nn.Module, batch: Batch, way: Way, shuffle_seed: int | None = None
-) -> Update:
+def trained_by(network: nn.Module, batch: Batch, way: Way, shuffle_seed: int = 0) -> Update:
     """The update of a client that trained in such a way."""
     epochs, size, lr = way
     return gleak.fedavg(

@@ -67,9 +67,15 @@ def twins(dataset: str, indices: Sequence[int], model: str, seed: int) -> dict[s
 class Counter(TorchDispatchMode):
     """Adds up the operations of convolutions and matrix products."""
 
-    total = 0
+    total: float = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         count = flop_registry.get(function._overloadpacket)
         if count:
