@@ -136,6 +136,13 @@ def test_update_models_on_the_true_images():
     assert row["unrolled"] < row["middle"] < row["equivalent"]
 
 
+def test_a_client_trains_as_by_the_function_itself(batch):
+    network = gleak.build_model("lenet", batch)
+    ours = images_fedavg.trained_by(network, batch, [2, 0, 0.1]).weights_after
+    plain = gleak.fedavg(network, batch, epochs=2, lr=0.1).weights_after
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
 def test_settings_of_all_ways():
     settings = images_fedavg.settings([[1, 0, 0.1], [2, 0, 0.1]], seeds=2, matching=3, own=5)
     frame = fedavg_display.runs(settings)
