@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from images import DISTINCT, SIXTEEN
 from torchvision.utils import save_image
 
 import gleak
+from gleak.study.experiments.searches import DISTINCT, SIXTEEN, samples, sent
 
 PHOTOS = [0, 1, 2, 3, 4, 5, 6, 8]  # of the ImageNet samples: eight classes
 # case: model, train mode, data set, images (or how many of a pool), side, iterations of each attack
@@ -125,12 +125,8 @@ def heading(options) -> str:
 def client_of(case: str, seed: int, device: str):
     """The batch and the update that its client sends."""
     model, training, data, which, side = CASES[case][:5]
-    if isinstance(which, int):
-        batch = gleak.draw_batch(gleak.load_pool(data), which)
-    else:
-        batch = gleak.load_batch(f"{data}-samples", indices=which, image_size=side)
-    net = gleak.build_model(model, batch, seed=seed).to(device)
-    return batch, gleak.fedsgd(net, batch, training=training)
+    batch = samples(data, which, side)
+    return batch, sent(model, batch, seed, training, device)
 
 
 def iterations_of(case: str, attack: str) -> int:

@@ -1,25 +1,24 @@
-"""All attacks on all networks, over several seeds: the table behind the chapter on images.
+"""All attacks on all networks, over several seeds: the recorded table of chapter 04.
 
     python benchmarks/images.py book/results/04_images_fedsgd.csv [--cases convnet-4 lenet-1 ...]
 
-Each row is one run: the images' mean PSNR and SSIM after matching, and the CPU seconds it took. A
-case that is in the file already is left out, so an interrupted run goes on where it stopped.
+Each row is one run: the images' mean PSNR and SSIM after matching, and the CPU seconds it took.
+Runs are stored as they end, so an interrupted command goes on where it stopped; the file is written
+when all runs that were asked for are done.
 """
 
 import argparse
 import datetime
 import platform
-import sys
-import time
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-import gleak
+from gleak.study import recorded
+from gleak.study.experiments import images_fedsgd as experiment
+from gleak.study.experiments.searches import DISTINCT, SIXTEEN
+from gleak.study.runner import product, run_grid
 
-DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]  # of the CIFAR-10 samples: eight classes
-SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]  # of CIFAR-100's, sixteen classes
 MATCHING = {
     "dlg": {},
     "idlg": {},
@@ -51,81 +50,47 @@ CASES = {
 
 
 def main() -> None:
+    """Read the options, run what they ask for, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--attacks", nargs="+", default=["gleak", *MATCHING])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--iterations", type=int, help="other than the cases have (a quick look)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    done = set()
-    if options.file.exists():
-        table = pd.read_csv(options.file, comment="#")
-        done = set(zip(table["case"], table["attack"], table["seed"], strict=True))
-    else:
-        options.file.parent.mkdir(parents=True, exist_ok=True)
-        options.file.write_text(heading(options))
-    for case in options.cases:
-        for seed in options.seeds:
-            for attack in options.attacks:
-                if (case, attack, seed) not in done:
-                    row = run(case, attack, seed)
-                    with options.file.open("a") as file:
-                        file.write(",".join(map(str, row.values())) + "\n")
-                    print(row, flush=True)
-
-
-def heading(options) -> str:
-    """Provenance as comments, and the names of the columns."""
-    return "".join(
+    runs = product(case=options.cases, seed=options.seeds, attack=options.attacks)
+    settings = [setting(**run, iterations=options.iterations) for run in runs]
+    frame = run_grid(experiment.recorded, settings, label="runs")
+    names = ["case", "attack", "seed"]
+    measured = frame.columns[frame.columns.get_loc("iterations") :]
+    frame = frame.assign(case=[run["case"] for run in runs])[[*names, *measured]]
+    recorded.write(
+        options.file,
+        frame,
         [
-            f"# python benchmarks/images.py, {datetime.date.today()}, torch {torch.__version__}\n",
-            f"# {platform.machine()} CPU, {options.threads} thread, other work beside it\n",
-            "case,attack,seed,iterations,psnr,lowest,ssim,thumb8,mean_colour,cpu_seconds\n",
-        ]
+            f"python benchmarks/images.py, {datetime.date.today()}, torch {torch.__version__}",
+            f"{platform.machine()} CPU, {options.threads} thread, other work beside it",
+        ],
     )
+    print(frame.to_string())
 
 
-def run(case: str, attack: str, seed: int) -> dict:
-    """One attack on one case; the seed draws the weights and the start."""
-    model, training, data, indices, matching, own = CASES[case]
-    if isinstance(indices, int):
-        batch = gleak.draw_batch(gleak.load_pool(data), indices)
-    else:
-        batch = gleak.load_batch(f"{data}-samples", indices=indices)
-    update = gleak.fedsgd(gleak.build_model(model, batch, seed=seed), batch, training=training)
-    iterations = own if attack == "gleak" else matching
+def setting(case: str, seed: int, attack: str, iterations: int | None = None) -> dict:
+    """The arguments of one run."""
+    model, training, data, which, matching, own = CASES[case]
+    iterations = iterations or (own if attack == "gleak" else matching)
     if attack == "gradinversion":
         iterations //= 2  # it runs two restarts
-    began = time.process_time()
-    settings = MATCHING.get(attack, {})
-    try:
-        result = gleak.invert(
-            update,
-            batch.label_counts,
-            attack,
-            iterations=iterations,
-            seed=seed,
-            progress=False,
-            **settings,
-        )
-    except gleak.inversion.InversionFailed as error:
-        print(error, file=sys.stderr)
-        result = error.best
-    seconds = time.process_time() - began
-    scores = gleak.score(result.images, batch.images)
     return {
-        "case": case,
+        "model": model,
+        "training": training,
+        "data": data,
+        "which": which,
         "attack": attack,
+        "settings": {"iterations": iterations, **MATCHING.get(attack, {})},
         "seed": seed,
-        "iterations": len(result.history),
-        "psnr": round(scores["psnr"].mean(), 3),
-        "lowest": round(scores["psnr"].min(), 3),
-        "ssim": round(scores["ssim"].mean(), 4),
-        "thumb8": round(scores["thumb8"].mean(), 3),
-        "mean_colour": round(scores["mean_colour"].mean(), 3),
-        "cpu_seconds": round(seconds, 1),
     }
 
 

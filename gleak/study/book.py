@@ -1,6 +1,7 @@
 """What the book needs of MyST-NB beyond what it does by itself."""
 
 import html
+from collections.abc import Mapping
 
 import myst_nb
 import pandas as pd
@@ -13,6 +14,18 @@ def glue(name: str, value) -> None:
     """Keep a value of this cell for the prose, which names it; also one of torch or numpy."""
     value = value.item() if hasattr(value, "item") else value  # their repr cannot be formatted
     myst_nb.glue(name, value, display=False)
+
+
+def glue_all(values: Mapping[str, object]) -> None:
+    """Keep several values for the prose, each under its name."""
+    for name, value in values.items():
+        glue(name, value)
+
+
+def claims(found: Mapping[str, object]) -> None:
+    """Print claims, a line each, and whether they hold: what the tests of the book look for."""
+    for claim, holds in found.items():
+        print(f"{claim}: {holds}")
 
 
 def verdict(*, claim: int, setting: str, measured: str, verdict: str, why: str) -> None:

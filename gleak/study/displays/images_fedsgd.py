@@ -1,0 +1,247 @@
+"""Images from FedSGD gradients: tables, figures, numbers for the prose, claims and verdicts."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from gleak import figures
+from gleak.inversion import Inversion
+from gleak.study.book import verdict
+
+Results = Mapping[str, tuple[Inversion, pd.DataFrame]]  # attack -> what it found, its scores
+
+
+def by_noise(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `gradient_moved` as a column for each model, over the noise."""
+    return frame.pivot_table("change", "noise", "model")[frame["model"].unique()]
+
+
+def roughness(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """How far the gradient moves over the noise, a line for each model."""
+    summary = "The sigmoid network's line is straight and steep, the ReLU networks' lines are flat."
+    return figures.curves(by_noise(frame), "noise on the pixels", "relative change", summary)
+
+
+def roughness_numbers(frame: pd.DataFrame) -> dict[str, float]:
+    """In percent, for noise of a thousandth of the range."""
+    return {f"rough_{name}": 100 * rough[1e-3] for name, rough in by_noise(frame).items()}
+
+
+def roughness_claims(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether smooth networks are smooth and those with ReLU are not."""
+    rough = by_noise(frame)
+    growth = rough.loc[1e-2] / rough.loc[1e-3]
+    smooth = "sigmoid: ten times the noise, at least eight times the change"
+    less = "ten times the noise, less than six times the change"
+    found = {f"{name}: {less}": growth[name] < 6 for name in ("convnet", "resnet18")}
+    return {smooth: growth["lenet"] > 8} | found
+
+
+def twin_claims(row: Mapping[str, float]) -> dict[str, bool]:
+    """Whether two images of one class come apart, from the row of `twins`."""
+    return {
+        "two ships, softmax equal to three digits": row["likeness"] < 1e-3,
+        "features of all four images to 1e-3, ships included": row["error"] < 1e-3,
+    }
+
+
+def attacks(results: Results, operations: Mapping[str, float]) -> pd.DataFrame:
+    """What each attack reached, and its floating point operations."""
+    columns = {
+        attack: {
+            "PSNR": scores["psnr"].mean(),
+            "lowest": scores["psnr"].min(),
+            "SSIM": scores["ssim"].mean(),
+            "iterations": len(result.history),
+            "10¹² operations": operations[attack] / 1e12,
+        }
+        for attack, (result, scores) in results.items()
+    }
+    return pd.DataFrame(columns).T
+
+
+def attack_numbers(table: pd.DataFrame, results: Results) -> dict[str, float]:
+    """The lead of `gleak`, and what leaks nothing."""
+    baselines = results["gleak"][1][["mean_colour", "thumb8"]].mean()
+    return {
+        "gleak": table["PSNR"]["gleak"],
+        "ahead": table["PSNR"]["gleak"] - table["PSNR"].drop("gleak").max(),
+        "flat": baselines["mean_colour"],
+        "thumb8": baselines["thumb8"],
+    }
+
+
+def attack_claims(table: pd.DataFrame) -> dict[str, bool]:
+    """Whether `gleak` is ahead, and at what cost."""
+    reached, work = table["PSNR"], table["10¹² operations"]
+    return {
+        "gleak restores the batch at 23 dB or more": reached["gleak"] > 23,
+        "gleak is ahead by 2 dB or more": reached["gleak"] > reached.drop("gleak").max() + 2,
+        "gleak needs no more operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
+    }
+
+
+def derivative(frame: pd.DataFrame) -> Styler:
+    """The rows of `difference_error`, one for each model."""
+    table = frame.set_index("model").rename_axis(None)
+    return table.style.format("{:.1e}").set_caption("Relative error of the difference")
+
+
+def derivative_numbers(frame: pd.DataFrame, saved: float) -> dict[str, float]:
+    """saved: the share of operations."""
+    return {
+        "held": 100 * frame["pieces held"].max(),
+        "free": frame.set_index("model")["units free"]["convnet"],
+        "saved": 100 * saved,
+    }
+
+
+def derivative_claims(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether holding units to their pieces is what makes the difference a derivative."""
+    free = frame.set_index("model")["units free"]["convnet"]
+    return {
+        "pieces held: the difference is the derivative to 3 %": frame["pieces held"].max() < 0.03,
+        "units free, convnet: the error is larger than the derivative": free > 1,
+    }
+
+
+def smooth_claims(exact: float, counted: Mapping[str, int], reached: float) -> dict[str, bool]:
+    """exact, reached: PSNR of one image in closed form, and of four by a search."""
+    few = counted["equations"] < counted["unknowns"]
+    return {
+        "one image in closed form, 60 dB or more": exact > 60,
+        "four images, fewer equations than unknowns": few,
+        "four images by gleak, 22 dB or more": reached > 22,
+    }
+
+
+def deep_claims(error: float, scores: pd.DataFrame) -> dict[str, bool]:
+    """What came of a ResNet-18 in train mode."""
+    ahead = scores["psnr"].mean() > scores["thumb8"].mean() + 5
+    return {
+        "ResNet-18 in train mode: activations to 1e-2": error < 1e-2,
+        "ahead of the thumbnails by 5 dB": ahead,
+    }
+
+
+def overview(stored: pd.DataFrame) -> pd.DataFrame:
+    """The recorded runs, means over the seeds."""
+    return stored.groupby(["case", "attack"], sort=False).agg(
+        seeds=("seed", "count"),
+        PSNR=("psnr", "mean"),
+        lowest_seed=("psnr", "min"),
+        SSIM=("ssim", "mean"),
+        thumbnail=("thumb8", "mean"),
+        CPU_seconds=("cpu_seconds", "mean"),
+    )
+
+
+def crops_numbers(table: pd.DataFrame) -> dict[str, object]:
+    """Which batches of crops were run, and how far below the thumbnails the best of them stays."""
+    crops = table[table.index.get_level_values("case").str.startswith("crops")]
+    return {
+        "crops": " and ".join(sorted({case.split("-")[1] for case, _ in crops.index})),
+        "crops_below": (crops.thumbnail - crops.PSNR).min(),
+    }
+
+
+def best_attacks(table: pd.DataFrame) -> str:
+    """A line for each case: the attack with the highest mean."""
+    cases = table.index.unique("case")
+    best = table["PSNR"].groupby("case").idxmax()
+    return "\n".join(f"{case:20} best: {best[case][1]}" for case in cases)
+
+
+def repeated_claims(table: pd.DataFrame) -> dict[str, bool]:
+    """Whether equal labels leave `gleak` ahead."""
+    reached = table["PSNR"]["convnet-4-repeated"]
+    ahead = reached["gleak"] > reached.drop("gleak").max() + 3
+    return {"two images of one class, gleak ahead by 3 dB or more": ahead}
+
+
+def contest(stored: pd.DataFrame) -> pd.DataFrame:
+    """Mean and deviation of the recorded runs against GradInversion."""
+    rivals = stored[stored["case"].str.startswith("gradinversion")]
+    return rivals.pivot_table("psnr", index="case", columns="attack", aggfunc=["mean", "std"])
+
+
+def gaps(table: pd.DataFrame) -> pd.Series:
+    """How far the paper's attack is ahead of GradInversion in each case, from the contest."""
+    return table["mean"]["general"] - table["mean"]["gradinversion"]
+
+
+def contest_numbers(stored: pd.DataFrame) -> dict[str, float]:
+    """Leads over GradInversion, and the seeds they come from."""
+    table, rivals = contest(stored), stored[stored["case"].str.startswith("gradinversion")]
+    mean, gap = table["mean"], gaps(table)
+    lead = mean["gleak"] - mean[["general", "gradinversion"]].max(axis=1)
+    return {
+        "contest_seeds": int(rivals.groupby(["case", "attack"]).size().min()),
+        "gap_low": gap.min(),
+        "gap_high": gap.max(),
+        "lead_low": lead.min(),
+        "lead_high": lead.max(),
+    }
+
+
+def card(stored: pd.DataFrame) -> pd.DataFrame:
+    """The runs on the graphics card with small images, by case and attack."""
+    runs = stored.set_index(["case", "attack"])
+    return runs[~runs.index.get_level_values("case").str.contains("resnet")].sort_index()
+
+
+def card_numbers(runs: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+    """runs: those on the card; table: the overview of those on a CPU."""
+    crops = runs["psnr"]["crops-48"].max()
+    return {
+        "gpu_longest": int(runs["iterations"].max()),
+        "gpu_eight": runs["psnr"]["cifar10-8", "gleak"],
+        "cpu_eight": table["PSNR"]["convnet-8", "gleak"],
+        "cpu_eight_seconds": table["CPU_seconds"]["convnet-8", "gleak"],
+        "gpu_many": crops,
+        "gpu_many_gain": crops - table["PSNR"]["crops-48"].max(),
+        "gpu_many_thumbs": runs["thumb8"]["crops-48"].max(),
+    }
+
+
+def card_best(runs: pd.DataFrame) -> str:
+    """A line for each case: the best attack, and on which side of the thumbnails it is."""
+    lines = []
+    for case, reached in runs["psnr"].groupby(level="case"):
+        side = "above" if reached.max() > runs["thumb8"][case].max() else "below"
+        lines.append(f"{case:12} best: {reached.idxmax()[1]}, {side} the thumbnails")
+    return "\n".join(lines)
+
+
+def verdict_on_images(
+    model: str, results: Results, deep_scores: pd.DataFrame, thumbnail: float
+) -> None:
+    """Claim 2. thumbnail: of the images that `results` restored."""
+    paper, scores = results["general"][1]["psnr"].mean(), results["gleak"][1]
+    verdict(
+        claim=2,
+        setting=f"one gradient of {model} on {len(scores)} images; ResNet-18 with batch norm in "
+        "train mode",
+        measured=f"{model}: the paper's attack {paper:.1f} dB, with the closed form "
+        f"{scores['psnr'].mean():.1f} dB; ResNet-18: {deep_scores['psnr'].mean():.1f} dB; "
+        f"8×8 thumbnails {deep_scores['thumb8'].mean():.1f} dB",
+        verdict="holds" if paper > thumbnail else "holds partly",
+        why="The gradient holds the activations of single images; how much a search finds of them "
+        "is a matter of the landscape.",
+    )
+
+
+def verdict_on_rivals(model: str, gap: pd.Series) -> None:
+    """Claim 7, from the gaps of the contest."""
+    wins = int((gap > 0).sum())
+    verdict(
+        claim=7,
+        setting=f"{len(gap)} cases of 8 or 16 images on {model}, distinct or repeated labels, "
+        "equal evaluations of the loss",
+        measured=f"the paper's attack against GradInversion: {gap.min():+.1f} to {gap.max():+.1f} "
+        f"dB, ahead in {wins} of {len(gap)}",
+        verdict="holds" if wins == len(gap) else "holds partly" if wins else "does not hold",
+        why="Both match the same gradient; they differ in the optimiser and the priors only.",
+    )
