@@ -15,8 +15,10 @@ from torch import nn
 
 import gleak
 from gleak import defences
+from gleak.client import private_fedsgd
 from gleak.inversion import Inversion
 from gleak.labels.features import image_features
+from gleak.labels.tolerance import FLOAT32
 from gleak.study.experiments.common import model_options
 from gleak.training import accuracy
 from gleak.update import Update
@@ -107,7 +109,7 @@ def send(
     Raises ValueError for an unknown defence.
     """
     if defence.startswith("private"):
-        return defences.private_fedsgd(
+        return private_fedsgd(
             net,
             batch,
             max_norm=MAX_NORM,
@@ -276,7 +278,8 @@ def knowing(
         return gleak.invert(update, counts, tv=0.15, **common)
     if precision < 0.5:
         try:
-            return gleak.invert(update, counts, tv=0.5, features=1, precision=precision, **common)
+            told = dataclasses.replace(update, precision=max(precision / 2, FLOAT32))
+            return gleak.invert(told, counts, tv=0.5, features=1, **common)
         except gleak.MissingKnowledge:
             pass  # no closed form holds: the search alone
     return gleak.invert(update, counts, tv=0.5, **common)

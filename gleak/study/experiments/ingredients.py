@@ -1,6 +1,7 @@
 """What each part of an attack, and of the client's network, is worth: one changed at a time."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,6 +11,7 @@ from torch import nn
 import gleak
 from gleak import defences
 from gleak.data import Batch
+from gleak.labels import tolerance
 from gleak.models import Normalise
 
 
@@ -166,13 +168,14 @@ def attacked(
     )
     if dtype in ("float16", "bfloat16"):
         update = defences.cast(update, getattr(torch, dtype))
+    # untold, the attacker takes the digits for those of the model
+    own = tolerance.of_dtype(update.classifier.weight.dtype)
     found = gleak.invert(
-        update,
+        replace(update, precision=max(told / 2, own)),
         batch.label_counts,
         attack,
         iterations=iterations // overrides.get("restarts", 1),
         seed=seed,
-        precision=told,
         progress=False,
         **overrides,
     )

@@ -5,6 +5,7 @@ and not the differences. The labels of the same images follow a pattern, as PATT
 many of them are equal. PSNR is in dB.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gleak
+from gleak.labels import tolerance
 from gleak.labels.features import image_features
 from gleak.metrics import psnr
 from gleak.study.experiments.ablation import SEARCH, few, untrained
@@ -117,7 +119,7 @@ def sent(case: str, network: nn.Module, batch: gleak.Batch) -> gleak.Update:
     if case == "classifier only":
         name = update.classifier.name
         kept = {key: value for key, value in update.gradient.items() if key.startswith(name)}
-        return gleak.Update(update.model, len(batch), update.input_shape, gradient=kept)
+        return replace(update, gradient=kept)
     return update
 
 
@@ -226,12 +228,14 @@ def separated(
     values = torch.linalg.svdvals(weight.double())
     if sent.startswith("bfloat16"):
         rounded = {name: value.bfloat16().float() for name, value in update.gradient.items()}
-        update = gleak.Update(update.model, len(batch), update.input_shape, gradient=rounded)
+        update = replace(update, gradient=rounded)
+    told = ROUNDED if sent.endswith("told") else 0.0
+    # untold, the attacker takes the digits for those of float32
+    update = replace(update, precision=max(told / 2, tolerance.of_dtype(kind)))
     truth = update.forward(batch.images.to(kind))[0].double()
     sizes = truth.norm(dim=1)
     try:
-        told = ROUNDED if sent.endswith("told") else 0.0
-        found, _ = image_features(update, batch.label_counts, told, attempts=2)
+        found, _ = image_features(update, batch.label_counts, attempts=2)
         errors = (torch.cdist(found, truth) / sizes).amin(0).clamp_max(1)
     except gleak.MissingKnowledge:
         errors = torch.ones(len(batch))
