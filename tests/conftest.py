@@ -1,3 +1,4 @@
+import copy
 import os
 import shutil
 import subprocess
@@ -35,6 +36,24 @@ def two_layers():
         return torch.nn.Sequential(
             torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)
         )
+
+
+@pytest.fixture(scope="session")
+def sent_in():
+    """Makes the update of a client that sends in some format, as (dtype, model, batch) -> Update.
+
+    It computes in float32; for float64, in float64.
+    """
+
+    def make(dtype, model, batch):
+        if dtype == torch.float64:
+            model = copy.deepcopy(model).double()
+            batch = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+        update = gleak.fedsgd(model, batch)
+        gradient = {name: value.to(dtype) for name, value in update.gradient.items()}
+        return gleak.Update(update.model, len(batch), update.input_shape, gradient=gradient)
+
+    return make
 
 
 @pytest.fixture(scope="session")

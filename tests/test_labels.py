@@ -28,16 +28,6 @@ def by_hand(weight, bias=(0.0, 0.0, 0.0), softmax=(), features=(), labels=None, 
     return LastLayer(*gradient, *(layer or zeros), 4, statistics=statistics)
 
 
-def sent_in(dtype, model, batch):
-    """The update of a client that computes in float32, or in float64, and sends in this format."""
-    if dtype == torch.float64:
-        model = copy.deepcopy(model).double()
-        batch = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
-    update = gleak.fedsgd(model, batch)
-    gradient = {name: value.to(dtype) for name, value in update.gradient.items()}
-    return gleak.Update(update.model, len(batch), update.input_shape, gradient=gradient)
-
-
 def counts(rule, layer):
     return largest_remainder(rule(layer), layer.k).tolist()
 
@@ -559,7 +549,7 @@ FORMATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module", params=FORMATS, ids=lambda dtype: str(dtype)[6:])
-def in_format(request):
+def in_format(request, sent_in):
     """A batch, and its update as sent in each format: labels 3, 8, 8, 0, sigmoids, no training."""
     batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
     return batch, sent_in(request.param, gleak.build_model("lenet", batch, seed=1), batch)
@@ -605,7 +595,7 @@ def test_precision_is_that_of_the_coarser_format_or_told():
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=lambda dtype: str(dtype)[6:])
-def test_what_signs_prove_holds_in_every_format(dtype):
+def test_what_signs_prove_holds_in_every_format(sent_in, dtype):
     model, batch = trained()
     found = gleak.label_posterior(sent_in(dtype, model, batch))
     assert (found.at_least <= batch.label_counts).all()

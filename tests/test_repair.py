@@ -1,7 +1,5 @@
 """Label counts: what the gradient proves, and wrong ones put right."""
 
-import copy
-
 import pytest
 import torch
 
@@ -78,23 +76,13 @@ def test_fedavg_proves_nothing(case):
 FORMATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def sent_in(dtype, model, batch):
-    """The update of a client that computes in float32, or in float64, and sends in this format."""
-    if dtype == torch.float64:
-        model = copy.deepcopy(model).double()
-        batch = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
-    update = gleak.fedsgd(model, batch)
-    gradient = {name: value.to(dtype) for name, value in update.gradient.items()}
-    return gleak.Update(update.model, len(batch), update.input_shape, gradient=gradient)
-
-
 @pytest.fixture(scope="module", params=FORMATS, ids=lambda dtype: str(dtype)[6:])
 def dtype(request):
     return request.param
 
 
 @pytest.mark.parametrize(("activation", "steps"), [("relu", 0), ("sigmoid", 0), ("relu", 15)])
-def test_true_counts_fit_and_wrong_ones_do_not_in_any_format(dtype, activation, steps):
+def test_true_counts_fit_and_wrong_ones_do_not_in_any_format(sent_in, dtype, activation, steps):
     if steps:
         batch = gleak.draw_batch(gleak.load_pool("digits"), 4, seed=1)
         model = gleak.trained_model("lenet", "digits", steps=steps, activation=activation)
@@ -117,7 +105,7 @@ def test_true_counts_fit_and_wrong_ones_do_not_in_any_format(dtype, activation, 
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_where_digits_do_not_tell_there_is_no_answer(kind):
+def test_where_digits_do_not_tell_there_is_no_answer(sent_in, kind):
     """After 150 steps the network knows an image to seven digits, and three or two were sent."""
     batch = gleak.draw_batch(gleak.load_pool("digits"), 4, seed=1)
     model = gleak.trained_model("lenet", "digits", steps=150, activation="relu")

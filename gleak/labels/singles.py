@@ -177,7 +177,8 @@ class Terms:
         return Terms(gradient, self.weight, self.scale, left, self.precision, self.noise)
 
     def explained_by(self, found: list[Single]) -> bool:
-        return np.linalg.norm(self.without(found).gradient) < 0.02 * np.linalg.norm(self.gradient)
+        left = np.linalg.norm(self.without(found).gradient)
+        return bool(left < 0.02 * np.linalg.norm(self.gradient))
 
     def chosen(self, candidates: list[Single]) -> list[Single]:
         """Those whose terms sum to this one, each as often as it takes: c d^T weighted sum to S."""
