@@ -12,8 +12,9 @@ from gleak.inversion import finite_difference as difference
 from gleak.inversion.attack import ATTACKS
 from gleak.inversion.distances import cosine
 from gleak.inversion.finite_difference import differenced_gradient, functional_slopes, slopes
+from gleak.inversion.gradients import local_gradient
 from gleak.inversion.objective import Objective
-from gleak.inversion.update_models import local_gradient, start_of
+from gleak.inversion.update_models import start_of
 
 BATCH = gleak.load_batch("cifar10-samples", indices=[0, 1, 3, 4])
 

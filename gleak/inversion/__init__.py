@@ -17,6 +17,7 @@ from gleak.inversion.attack import ATTACKS, Attack
 from gleak.inversion.closed.peel import peel
 from gleak.inversion.closed.spear import spear
 from gleak.inversion.distances import DISTANCES, cosine, flatten
+from gleak.inversion.gradients import simulate
 from gleak.inversion.invert import invert, labels_of, list_attacks
 from gleak.inversion.priors import PRIORS, total_variation
 from gleak.inversion.search import Inversion, InversionFailed
@@ -26,7 +27,6 @@ from gleak.inversion.update_models import (
     list_update_models,
     nl_sme,
     path,
-    simulate,
     sme,
     unrolled,
 )

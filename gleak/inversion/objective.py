@@ -15,13 +15,9 @@ from gleak.inversion.finite_difference import (
     functional_slopes,
     slopes,
 )
+from gleak.inversion.gradients import functional_gradient, local_gradient
 from gleak.inversion.priors import PRIORS
-from gleak.inversion.update_models import (
-    equivalent,
-    functional_gradient,
-    local_gradient,
-    observed,
-)
+from gleak.inversion.update_models import equivalent, observed
 from gleak.update import MissingKnowledge
 
 

@@ -17,15 +17,10 @@ from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from gleak.client import local_batches
+from gleak.inversion.gradients import Tensors, Weights, checkpointed
 from gleak.update import MissingKnowledge, Update, weight_of_steps
-
-Tensors = Sequence[torch.Tensor]
-Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,79 +217,6 @@ def observed(update: Update) -> tuple[Weights, bool]:
         return update.equivalent_gradient(), True
     except MissingKnowledge:
         return {name: -change for name, change in update.message().items()}, False
-
-
-# -- gradients ------------------------------------------------------------------------------------
-
-
-def local_gradient(
-    model: nn.Module, weights: Weights, names: Sequence[str], images, labels
-) -> tuple[torch.Tensor, ...]:
-    """The gradient, by the weights of these names, of the mean cross-entropy at these weights.
-
-    Through autograd, and differentiable again.
-    """
-    wanted = [weights[name] for name in names]
-    wanted = [w if w.requires_grad else w.detach().requires_grad_() for w in wanted]
-    weights = weights | dict(zip(names, wanted, strict=True))
-    loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
-    return torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
-
-
-def functional_gradient(model, weights, names, images, labels) -> list[torch.Tensor]:
-    """The same through torch.func, which torch.compile can follow."""
-
-    def loss_of(wanted):
-        return F.cross_entropy(functional_call(model, weights | wanted, (images,)), labels)
-
-    return list(torch.func.grad(loss_of)({name: weights[name] for name in names}).values())
-
-
-def simulate(model: nn.Module, parameters: Tensors, images, labels) -> tuple[torch.Tensor, ...]:
-    """The gradient that a client with these images and labels would send, differentiable."""
-    loss = F.cross_entropy(model(images), labels)
-    return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-
-
-def checkpointed(gradient, weights: Weights, images, labels) -> list[torch.Tensor]:
-    """gradient(weights, all names, images, labels), without keeping what led to it in memory."""
-    names = list(weights)
-    return list(Recomputed.apply(gradient, names, images, labels, *weights.values()))
-
-
-class Recomputed(torch.autograd.Function):
-    """A gradient whose own derivative is found by computing it once more, when it is asked for."""
-
-    @staticmethod
-    def forward(ctx, gradient, names, images, labels, *weights):
-        ctx.gradient, ctx.names = gradient, names
-        ctx.save_for_backward(images, labels, *weights)
-        with torch.enable_grad():
-            leaves = {
-                name: weight.detach().requires_grad_()
-                for name, weight in zip(names, weights, strict=True)
-            }
-            found = gradient(leaves, names, images.detach(), labels.detach())
-        return tuple(tensor.detach() for tensor in found)
-
-    @staticmethod
-    def backward(ctx, *slopes):
-        needed = ctx.needs_input_grad[2:]
-        inputs = [
-            tensor.detach().requires_grad_(need)
-            for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        images, labels, *weights = inputs
-        with torch.enable_grad():
-            leaves = {
-                name: weight if weight.requires_grad else weight.requires_grad_()
-                for name, weight in zip(ctx.names, weights, strict=True)
-            }
-            found = ctx.gradient(leaves, ctx.names, images, labels)
-            inner = sum((f * slope).sum() for f, slope in zip(found, slopes, strict=True))
-        asked = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-        given = iter(torch.autograd.grad(inner, asked, materialize_grads=True))
-        return None, None, *(next(given) if need else None for need in needed)
 
 
 # -- small parts ----------------------------------------------------------------------------------
