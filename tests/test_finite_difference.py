@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import gleak
+from gleak.inversion import ATTACKS
 from gleak.inversion import finite_difference as difference
-from gleak.inversion.attack import ATTACKS
 from gleak.inversion.distances import cosine
 from gleak.inversion.finite_difference import differenced_gradient, functional_slopes, slopes
 from gleak.inversion.gradients import local_gradient
@@ -100,7 +100,7 @@ def test_units_that_switch_would_drown_it(monkeypatch):
 )
 def test_where_it_does_not_fit_the_derivative_is_exact(activation, settings, differs):
     update = gleak.fedsgd(network(activation), BATCH)
-    attack = gleak.inversion.invert.settings_of("inverting-gradients", settings)
+    attack = ATTACKS["inverting-gradients"].override(**settings)
     labels = BATCH.labels.sort().values
     gradient = Objective(update, labels, attack).gradient
     assert gradient.func is (differenced_gradient if differs else local_gradient)

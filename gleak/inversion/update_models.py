@@ -43,6 +43,9 @@ class Simulation:
     compiles: bool = True
 
 
+# What looks at an update once, for the parameters of these names, with this seed for its draws.
+UpdateModel = Callable[..., Simulation]
+
 # -- the models -----------------------------------------------------------------------------------
 
 
@@ -167,7 +170,7 @@ def unrolled(
 
 
 # Name -> the model, and the facts that the client must have told for it.
-UPDATE_MODELS: dict[str, tuple[Callable[..., Simulation], tuple[str, ...]]] = {
+UPDATE_MODELS: dict[str, tuple[UpdateModel, tuple[str, ...]]] = {
     "equivalent": (equivalent, ("lr", "epochs", "batch_size")),
     "path": (path, ("epochs", "batch_size")),
     "sme": (sme, ()),
@@ -178,34 +181,49 @@ OWN_DRAWS = 2**32  # the attacker's seeds lie apart from those a client might us
 
 
 def list_update_models() -> list[str]:
-    """The names that `invert` takes as its update model."""
+    """The names that `invert` takes as its update model.
+
+    >>> list_update_models()
+    ['equivalent', 'path', 'sme', 'nl-sme', 'unrolled']
+    """
     return list(UPDATE_MODELS)
 
 
-def known_model(
-    update: Update, model: str | Callable[..., Simulation]
-) -> Callable[..., Simulation]:
+def name_of(model: UpdateModel) -> str:
+    """The name of an update model, also of one with settings of one's own.
+
+    >>> name_of(partial(path, points=5))
+    'path'
+    """
+    plain = model.func if isinstance(model, partial) else model
+    named = {function: name for name, (function, _) in UPDATE_MODELS.items()}
+    return named.get(plain) or getattr(plain, "__name__", type(plain).__name__)
+
+
+def known_model(update: Update, model: str | UpdateModel) -> UpdateModel:
     """The update model by name; a function, also one with settings of one's own, stays as it is.
 
     Raises ValueError for an unknown name, MissingKnowledge where the update does not hold or the
     client did not tell what the model needs.
     """
-    plain = model.func if isinstance(model, partial) else model
-    named = {function: name for name, (function, _) in UPDATE_MODELS.items()}
-    name = named.get(plain, plain)
-    if isinstance(name, str):
-        if name not in UPDATE_MODELS:
+    if isinstance(model, str):
+        if model not in UPDATE_MODELS:
             raise ValueError(
-                f"unknown update model {name!r}; known: {', '.join(list_update_models())}"
+                f"unknown update model {model!r}; known: {', '.join(list_update_models())}"
             )
-        if update.gradient is None:
-            update.told(*UPDATE_MODELS[name][1])
-        elif name != "equivalent":
-            raise MissingKnowledge(
-                f"the update model {name!r} needs weights after local training; a FedSGD client "
-                "sends one gradient, for which there is 'equivalent'"
-            )
-    return UPDATE_MODELS[model][0] if isinstance(model, str) else model
+        model = UPDATE_MODELS[model][0]
+    plain = model.func if isinstance(model, partial) else model
+    needs = dict(UPDATE_MODELS.values())
+    if plain not in needs:
+        return model
+    if update.gradient is None:
+        update.told(*needs[plain])
+    elif plain is not equivalent:
+        raise MissingKnowledge(
+            f"the update model {name_of(model)!r} needs weights after local training; a FedSGD "
+            "client sends one gradient, for which there is 'equivalent'"
+        )
+    return model
 
 
 def observed(update: Update) -> tuple[Weights, bool]:
@@ -233,12 +251,17 @@ def ends_of(update: Update) -> tuple[Weights, Weights]:
     return before, before | dict(update.weights_after)
 
 
-def between(before: Weights, after: Weights, share) -> Weights:
-    """(1 - share) W0 + share WT."""
+def between(before: Weights, after: Weights, share: float | torch.Tensor) -> Weights:
+    """(1 - share) W0 + share WT.
+
+    >>> between({"w": torch.tensor(0.0)}, {"w": torch.tensor(4.0)}, 0.25)["w"].item()
+    1.0
+    """
     return {name: before[name] + share * (after[name] - before[name]) for name in before}
 
 
 def a_number(update: Update, value: float) -> torch.Tensor:
+    """A number as the search learns it, on the device of the model."""
     return torch.tensor(value).to(update.classifier.weight)
 
 
