@@ -1,19 +1,22 @@
 """The honest client: it computes on its own batch and sends an update."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gleak.data import Batch
-from gleak.update import Update, as_sent, is_dropout
+from gleak.network import as_sent, is_dropout, mixes_samples
+from gleak.update import GradientUpdate, WeightsUpdate
 
 
 def fedsgd(
     model: nn.Module, batch: Batch, *, training: bool = True, dropout_seed: int | None = None
-) -> Update:
+) -> GradientUpdate:
     """FedSGD: send the gradient of the mean cross-entropy over the batch.
 
     training: run the model in train mode, as clients do (batch norm then uses the batch's own
@@ -22,6 +25,14 @@ def fedsgd(
     default dropout is off.
 
     Raises ValueError when the model cannot take the images or has too few outputs for the labels.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
+    >>> update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
+    >>> update
+    GradientUpdate(2 samples of 3x32x32, 10 classes, 15,826 values sent)
+    >>> update.gradient["1.7.bias"].shape
+    torch.Size([10])
     """
     model = as_sent(model, training)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -31,8 +42,8 @@ def fedsgd(
         logits = run(model, batch)
     loss = F.cross_entropy(logits, batch.labels.to(logits.device))
     gradient = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-    return Update(
-        model=model,
+    return GradientUpdate(
+        model,
         gradient=dict(zip(parameters, gradient, strict=True)),
         num_samples=len(batch),
         input_shape=tuple(batch.images.shape[1:]),
@@ -51,7 +62,7 @@ def fedavg(
     shuffle_seed: int | None = 0,
     training: bool = True,
     reveal: Sequence[str] = ("lr", "epochs", "batch_size"),
-) -> Update:
+) -> WeightsUpdate:
     """FedAvg: train a copy of the model with SGD and send its weights (McMahan et al. 2017).
 
     epochs: passes over the batch, each in an order drawn from `shuffle_seed` (None: as it stands).
@@ -61,6 +72,15 @@ def fedavg(
     training: as for `fedsgd`. The buffers of batch norm are not part of the update.
 
     Raises ValueError for settings that make no step, an unknown fact, or training that diverges.
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
+    >>> network = gleak.build_model("lenet", batch)
+    >>> update = gleak.fedavg(network, batch, epochs=2, batch_size=2, lr=0.1)
+    >>> update
+    WeightsUpdate(3 samples of 3x32x32, 10 classes, 15,826 values sent)
+    >>> dict(update.facts), update.local_steps
+    ({'lr': 0.1, 'epochs': 2, 'batch_size': 2}, 4)
     """
     batch_size = len(batch) if batch_size is None else batch_size
     if epochs < 1 or batch_size < 1 or lr <= 0 or not 0 <= momentum < 1:
@@ -92,13 +112,84 @@ def fedavg(
     after = {name: p.detach() for name, p in local.named_parameters() if p.requires_grad}
     if not all(torch.isfinite(weights).all() for weights in after.values()):
         raise ValueError(f"local training diverged with lr={lr}: the weights are not finite")
-    return Update(
-        model=sent,
+    return WeightsUpdate(
+        sent,
         num_samples=len(batch),
         input_shape=tuple(batch.images.shape[1:]),
         weights_after=after,
         facts={name: facts[name] for name in reveal},
     )
+
+
+def private_fedsgd(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    max_norm: float,
+    noise_multiplier: float,
+    seed: int,
+    expected_size: int | None = None,
+    training: bool = False,
+) -> GradientUpdate:
+    """FedSGD with each sample's gradient clipped and noise on the sum (Abadi et al. 2016, alg. 1).
+
+    Sends (sum_k clip(g_k, C) + z C N(0, 1)) / K for C = max_norm and z = noise_multiplier. It
+    hides one record of the client; for the privacy that `gleak.defences.epsilon` tells, the batch
+    must be a Poisson sample of the client's records and `expected_size` its expected size, which
+    then takes the place of K under the sum.
+
+    training: the mode of the model; dropout is off, as for `fedsgd`.
+
+    Raises ValueError for batch norm in train mode, which has no gradient of a single sample, and
+    for a max_norm, noise_multiplier or expected_size that is not positive (noise may be 0).
+
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
+    >>> network = gleak.build_model("lenet", batch)
+    >>> update = private_fedsgd(network, batch, max_norm=0.5, noise_multiplier=0.0, seed=0)
+    >>> update.norm() <= 0.5 < gleak.fedsgd(network, batch).norm()
+    True
+    """
+    size = len(batch) if expected_size is None else expected_size
+    if not 0 < max_norm < math.inf:
+        raise ValueError(f"max_norm must be positive; got {max_norm}")
+    if size < 1:
+        raise ValueError(f"expected_size must be at least 1; got {size}")
+    if not 0 <= noise_multiplier < math.inf:
+        raise ValueError(f"noise_multiplier must be a number >= 0; got {noise_multiplier}")
+    model = as_sent(model, training)
+    if mixes_samples(model):
+        raise ValueError(
+            "batch norm in train mode mixes the samples of a batch, so there is no gradient of one "
+            "to clip; use training=False or a model without batch norm"
+        )
+    gradients = sample_gradients(model, batch)
+    squares = (gradient.flatten(1).square().sum(1) for gradient in gradients.values())
+    norms = sum(squares, torch.zeros(())).sqrt()  # (K,)
+    factors = max_norm / norms.clamp_min(max_norm)
+    draws = torch.Generator().manual_seed(seed)
+    sent = {}
+    for name, gradient in gradients.items():
+        noise = torch.randn(gradient.shape[1:], generator=draws).to(gradient)
+        total = torch.einsum("k,k...->...", factors, gradient)
+        sent[name] = (total + noise_multiplier * max_norm * noise) / size
+    return GradientUpdate(model, len(batch), tuple(batch.images.shape[1:]), gradient=sent)
+
+
+def sample_gradients(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """The gradient of each sample's cross-entropy, parameter name -> tensor (K, *shape)."""
+    run(model, batch)  # its errors say what about the batch does not fit
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    images = batch.images.to(next(model.parameters()))
+
+    def loss(
+        parameters: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor
+    ) -> torch.Tensor:
+        logits = functional_call(model, parameters, (image[None],))
+        return F.cross_entropy(logits, label[None])
+
+    labels = batch.labels.to(images.device)
+    return vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels)
 
 
 def local_batches(
@@ -116,7 +207,7 @@ def local_batches(
 
 
 @contextmanager
-def dropout(model: nn.Module, seed: int | None):
+def dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
     """Turn the dropout layers on, with draws of this seed; None leaves them as they are."""
     layers = [module for module in model.modules() if is_dropout(module) and seed is not None]
     with torch.random.fork_rng(enabled=bool(layers)):
@@ -135,7 +226,7 @@ def run(model: nn.Module, batch: Batch) -> torch.Tensor:
     try:
         logits = model(images)
     except ValueError as error:
-        if "more than 1 value per channel" in str(error):
+        if len(images) == 1 and mixes_samples(model):  # torch refuses it with a ValueError
             raise ValueError(
                 "batch norm in train mode cannot take a batch of one here (a single value per "
                 "channel); use more images or training=False"

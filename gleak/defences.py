@@ -2,7 +2,7 @@
 
 All work on what is sent, the gradient of a FedSGD client or the change W_T - W_0 of a FedAvg one.
 Defences that change how the client trains are settings of the client instead: a larger batch, more
-local steps, dropout, and clipping sample by sample, `private_fedsgd`.
+local steps, dropout, and clipping sample by sample, `gleak.client.private_fedsgd`.
 
 Who is protected depends on what is clipped. `clip` followed by `add_noise` bounds what the whole
 update can say, so it protects all of a client's data at once (client level). Clipping each sample's
@@ -15,12 +15,8 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 
-from gleak.client import run
-from gleak.data import Batch
-from gleak.update import Update, as_sent, batch_norm_mode
+from gleak.update import Update, WeightsUpdate
 
 Message = dict[str, torch.Tensor]
 
@@ -29,6 +25,11 @@ def clip(update: Update, max_norm: float) -> Update:
     """Scale what is sent down to an L2 norm of at most `max_norm` (McMahan et al. 2018).
 
     Raises ValueError unless max_norm > 0.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1, bias=False))
+    >>> update = Update(net, 1, (1, 1, 2), gradient={"1.weight": torch.tensor([[3.0, -4.0]])})
+    >>> clip(update, 2.5).gradient["1.weight"]
+    tensor([[ 1.5000, -2.0000]])
     """
     check(0 < max_norm < math.inf, f"max_norm must be positive; got {max_norm}")
     factor = min(1.0, max_norm / max(update.norm(), 1e-30))
@@ -40,6 +41,12 @@ def add_noise(update: Update, std: float, *, seed: int) -> Update:
 
     After `clip(update, C)`, std = z C hides the whole client with noise multiplier z; see
     `epsilon`. Raises ValueError for a negative std.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 500, bias=False))
+    >>> update = Update(net, 1, (1, 1, 2), gradient={"1.weight": torch.zeros(500, 2)})
+    >>> noise = add_noise(update, 3.0, seed=0).gradient["1.weight"]
+    >>> 2.8 < noise.std() < 3.2
+    tensor(True)
     """
     check(0 <= std < math.inf, f"std must be a number >= 0; got {std}")
     draws = torch.Generator().manual_seed(seed)
@@ -57,6 +64,11 @@ def prune(update: Update, share: float) -> Update:
 
     The same as top-k sparsification with k = (1 - share) of the values, rounded up (Aji and
     Heafield 2017). Raises ValueError for a share that is not in [0, 1).
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
+    >>> sent = {"1.weight": torch.tensor([[1.0, -3.0, 0.5, 2.0]])}
+    >>> prune(Update(net, 1, (1, 2, 2), gradient=sent), 0.5).gradient["1.weight"]
+    tensor([[ 0., -3.,  0.,  2.]])
     """
     check(0 <= share < 1, f"share must be in [0, 1); got {share}")
     sent = update.message()
@@ -78,6 +90,11 @@ def quantise(update: Update, bits: int = 8) -> Update:
     """Round each tensor to a grid of 2^bits - 1 values, even and symmetric, up to its largest.
 
     Raises ValueError for bits outside 2..16.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
+    >>> sent = {"1.weight": torch.tensor([[3.0, -1.2, 0.9, 0.1]])}
+    >>> quantise(Update(net, 1, (1, 2, 2), gradient=sent), bits=3).gradient["1.weight"]
+    tensor([[ 3., -1.,  1.,  0.]])
     """
     check(bits in range(2, 17), f"bits must be a whole number from 2 to 16; got {bits}")
     levels = 2 ** (bits - 1) - 1
@@ -89,7 +106,13 @@ def quantise(update: Update, bits: int = 8) -> Update:
 
 
 def sign(update: Update) -> Update:
-    """Send signs alone, times the mean size of each tensor (Karimireddy et al. 2019)."""
+    """Send signs alone, times the mean size of each tensor (Karimireddy et al. 2019).
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
+    >>> sent = {"1.weight": torch.tensor([[3.0, -1.0, 0.0, 4.0]])}
+    >>> sign(Update(net, 1, (1, 2, 2), gradient=sent)).gradient["1.weight"]
+    tensor([[ 2., -2.,  0.,  2.]])
+    """
     sent = update.message()
     return replaced(update, {name: t.sign() * t.abs().mean() for name, t in sent.items()})
 
@@ -97,7 +120,15 @@ def sign(update: Update) -> Update:
 def cast(update: Update, dtype: torch.dtype) -> Update:
     """Round to a shorter floating point format, such as torch.bfloat16, and back.
 
+    The digits of a gradient then show it (`Update.precision`); of a FedAvg client the change is
+    rounded, which its weights do not show.
+
     Raises ValueError for a dtype that is no floating point format.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
+    >>> sent = {"1.weight": torch.tensor([[1.001, 1.003, 2.0, 3.1415]])}
+    >>> cast(Update(net, 1, (1, 2, 2), gradient=sent), torch.bfloat16).gradient["1.weight"]
+    tensor([[1.0000, 1.0000, 2.0000, 3.1406]])
     """
     check(dtype.is_floating_point, f"{dtype} is not a floating point format")
     sent = update.message()
@@ -113,12 +144,18 @@ def aggregate(updates: Sequence[Update]) -> Update:
 
     Raises ValueError unless all clients sent the same kind of update for the same model, with equal
     numbers of samples and equal facts.
+
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1, bias=False))
+    >>> sent = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -2.0]])]
+    >>> total = aggregate([Update(net, 4, (1, 1, 2), gradient={"1.weight": g}) for g in sent])
+    >>> total.num_samples, total.gradient["1.weight"]
+    (8, tensor([[2., 0.]]))
     """
     check(len(updates) > 0, "no update to aggregate")
     first, weights = updates[0], updates[0].model.state_dict()
     for other in updates[1:]:
         same = (
-            (other.gradient is None) == (first.gradient is None)
+            type(other) is type(first)
             and other.num_samples == first.num_samples
             and other.facts == first.facts
             and other.message().keys() == first.message().keys()
@@ -136,67 +173,6 @@ def aggregate(updates: Sequence[Update]) -> Update:
         facts["batch_size"] *= len(updates)
     whole = dataclasses.replace(first, num_samples=first.num_samples * len(updates), facts=facts)
     return replaced(whole, mean)
-
-
-def private_fedsgd(
-    model: torch.nn.Module,
-    batch: Batch,
-    *,
-    max_norm: float,
-    noise_multiplier: float,
-    seed: int,
-    expected_size: int | None = None,
-    training: bool = False,
-) -> Update:
-    """FedSGD with each sample's gradient clipped and noise on the sum (Abadi et al. 2016, alg. 1).
-
-    Sends (sum_k clip(g_k, C) + z C N(0, 1)) / K for C = max_norm and z = noise_multiplier. It
-    hides one record of the client; for the privacy that `epsilon` tells, the batch must be a
-    Poisson sample of the client's records and `expected_size` its expected size, which then takes
-    the place of K under the sum.
-
-    training: the mode of the model; dropout is off, as for `fedsgd`.
-
-    Raises ValueError for batch norm in train mode, which has no gradient of a single sample, and
-    for a max_norm, noise_multiplier or expected_size that is not positive (noise may be 0).
-    """
-    size = len(batch) if expected_size is None else expected_size
-    check(0 < max_norm < math.inf, f"max_norm must be positive; got {max_norm}")
-    check(size >= 1, f"expected_size must be at least 1; got {size}")
-    check(
-        0 <= noise_multiplier < math.inf,
-        f"noise_multiplier must be a number >= 0; got {noise_multiplier}",
-    )
-    model = as_sent(model, training)
-    check(
-        "own" not in batch_norm_mode(model),
-        "batch norm in train mode mixes the samples of a batch, so there is no gradient of one to "
-        "clip; use training=False or a model without batch norm",
-    )
-    gradients = sample_gradients(model, batch)
-    norms = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()  # (K,)
-    factors = max_norm / norms.clamp_min(max_norm)
-    draws = torch.Generator().manual_seed(seed)
-    sent = {}
-    for name, gradient in gradients.items():
-        noise = torch.randn(gradient.shape[1:], generator=draws).to(gradient)
-        total = torch.einsum("k,k...->...", factors, gradient)
-        sent[name] = (total + noise_multiplier * max_norm * noise) / size
-    return Update(model, len(batch), tuple(batch.images.shape[1:]), gradient=sent)
-
-
-def sample_gradients(model: torch.nn.Module, batch: Batch) -> Message:
-    """The gradient of each sample's cross-entropy, parameter name -> tensor (K, *shape)."""
-    run(model, batch)  # its errors say what about the batch does not fit
-    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    images = batch.images.to(next(model.parameters()))
-
-    def loss(parameters, image, label):
-        logits = functional_call(model, parameters, (image[None],))
-        return F.cross_entropy(logits, label[None])
-
-    labels = batch.labels.to(images.device)
-    return vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels)
 
 
 def epsilon(
@@ -236,11 +212,11 @@ def epsilon(
 
 def replaced(update: Update, sent: Message) -> Update:
     """The update with this sent in place of what it holds."""
-    if update.gradient is not None:
-        return dataclasses.replace(update, gradient=sent)
-    before = dict(update.model.named_parameters())
-    after = {name: before[name].detach() + change for name, change in sent.items()}
-    return dataclasses.replace(update, weights_after=after)
+    if isinstance(update, WeightsUpdate):
+        before = dict(update.model.named_parameters())
+        after = {name: before[name].detach() + change for name, change in sent.items()}
+        return dataclasses.replace(update, weights_after=after)
+    return dataclasses.replace(update, gradient=sent)
 
 
 def check(condition: bool, message: str) -> None:

@@ -3,9 +3,11 @@
 The strategy is Flower's own FedAvg: it asks clients for nothing that they would not send anyway.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -15,13 +17,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gleak.storage import whole
-from gleak.update import FACTS, Update
+from gleak.update import Update, WeightsUpdate
 
 
 class KeepUpdates(FedAvg):
-    """FedAvg that writes each round's model, and each client's reply to it, into a folder."""
+    """FedAvg that writes each round's model, and each client's reply to it, into a folder.
 
-    def __init__(self, folder: str | Path, **settings):
+    What the configuration of the round says in plain numbers counts as told to the server too: lr,
+    epochs, batch_size and whatever else a method may read (see `gleak.Update`).
+    """
+
+    def __init__(self, folder: str | Path, **settings: Any) -> None:
         super().__init__(**settings)
         self.folder = Path(folder)
 
@@ -30,7 +36,9 @@ class KeepUpdates(FedAvg):
     ) -> Iterable[Message]:
         """As FedAvg; what the server told its clients to do is kept along with the model."""
         keep(arrays, self.folder / f"round-{server_round}" / "sent.safetensors")
-        told = {name: config[name] for name in FACTS if name in config}
+        # a round's number, which Flower adds, is no fact of training
+        numbers = {n: v for n, v in config.items() if isinstance(v, (int, float))}
+        told = {name: value for name, value in numbers.items() if name != "server-round"}
         (self.folder / f"round-{server_round}" / "told.json").write_text(json.dumps(told))
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -62,7 +70,7 @@ def kept_updates(
     *,
     server_round: int = 1,
     training: bool = True,
-) -> list[Update]:
+) -> list[WeightsUpdate]:
     """The updates of one round that `KeepUpdates` kept, one for each client.
 
     model: gives the architecture; its weights are those that the server sent in that round.
@@ -73,7 +81,7 @@ def kept_updates(
     if not (folder / "told.json").is_file():
         raise FileNotFoundError(f"no round {server_round} in {folder.parent}")
     told = json.loads((folder / "told.json").read_text())
-    return [
+    updates = [
         Update.from_weights(
             folder / "sent.safetensors",
             file,
@@ -81,7 +89,7 @@ def kept_updates(
             num_samples=int(float(file.stem.rpartition("-")[2])),
             input_shape=input_shape,
             training=training,
-            **told,
         )
         for file in sorted(folder.glob("client-*.safetensors"))
     ]
+    return [dataclasses.replace(update, facts=told) for update in updates]  # by any name

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import (
 
 from gleak.client import fedsgd
 from gleak.data import Batch
-from gleak.update import MissingKnowledge, Update
+from gleak.update import MissingKnowledge, Update, WeightsUpdate
 
 CAP = 100.0  # dB; two equal images have no finite PSNR
 
@@ -106,7 +106,7 @@ def score_drift(update: Update, batch: Batch) -> dict[str, float]:
 
     Raises MissingKnowledge for an update that holds a gradient.
     """
-    if update.gradient is not None:
+    if not isinstance(update, WeightsUpdate):
         raise MissingKnowledge("drift needs the weights after local training, not a gradient")
     size = torch.stack([update.model.get_parameter(n).norm() for n in update.weights_after]).norm()
     last = copy.deepcopy(update.model)

@@ -10,8 +10,8 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 from gleak.data import Batch
-from gleak.update import as_sent, check_fits, find_classifier
-from gleak.wire import FORMATS, read_tensors
+from gleak.network import as_sent, find_classifier
+from gleak.wire import FORMATS, check_fits, read_tensors
 
 # Mean and standard deviation of the training images, per channel.
 NORMALISATION = {

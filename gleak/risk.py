@@ -1,7 +1,8 @@
 """What an update gives away, against what anybody could have said without it."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -27,26 +28,46 @@ class Leak:
     """What the attack on one update found; the truth is in the scores alone.
 
     counts: (N,) restored label counts; labels: their scores, as `score_labels`; result: restored
-    images, None if the update leaves nothing to search by; scores: one row an image, as `score`.
+    images, None for an update of zeros, which leaves nothing to search by, and where they were not
+    attacked; scores: one row an image, as `score`.
+    not_attacked: "labels" or "images" -> why no attack could be run on them. Whether they leak is
+    then unknown: their scores are NaN, beside the baselines, and to ask for more than that raises
+    MissingKnowledge.
     """
 
     counts: torch.Tensor
     labels: Mapping[str, float]
     result: Inversion | None
     scores: pd.DataFrame
+    not_attacked: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def grades(self) -> list[int]:
         """For each image the index into GRADES."""
+        self.need("images")
         return grade(self.scores)
 
     @property
     def labels_leak(self) -> bool:
+        self.need("labels")
         return self.labels["corrected"] > LABELS_LEAK
 
     @property
     def images_leak(self) -> bool:
         return max(self.grades) > 0
+
+    def need(self, what: str) -> None:
+        """Raise MissingKnowledge unless the labels or images were attacked."""
+        if what in self.not_attacked:
+            raise MissingKnowledge(f"the {what} were not attacked: {self.not_attacked[what]}")
+
+    def leaks(self, what: str) -> bool:
+        """Whether the labels or images were attacked, and leak."""
+        return what not in self.not_attacked and getattr(self, f"{what}_leak")
+
+    def closed(self, what: str) -> bool:
+        """Whether the labels or images were attacked, and nothing was found."""
+        return what not in self.not_attacked and not self.leaks(what)
 
 
 def grade(scores: pd.DataFrame) -> list[int]:
@@ -63,38 +84,66 @@ def assess(update: Update, truth: Batch, *, iterations: int, seed: int = 0) -> L
     """Attack an update, labels first, and score what came back against the client's own batch.
 
     The attack sees the update alone. Where the update does not have the classifier, the labels are
-    guessed evenly; where it has nothing to search by, the images are mid gray.
+    guessed evenly; where it is all zeros, the images are mid gray. What cannot be attacked for any
+    other reason, such as a learning rate that the client did not tell, is in `Leak.not_attacked`.
+
+    Raises ValueError for iterations below 1, or a batch of another size than the update's.
     """
-    try:
-        counts = restore_labels(update, "zlg-bias" if has_bias(update) else "zlg", seed=seed)
-    except MissingKnowledge:
-        order = torch.randperm(
-            update.num_classes, generator=torch.Generator().manual_seed(seed)
-        ).repeat(-(-update.num_samples // update.num_classes))
-        counts = torch.bincount(order[: update.num_samples], minlength=update.num_classes)
-    try:
-        result = invert(update, counts, "gleak", iterations=iterations, seed=seed, progress=False)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1; got {iterations}")
+    size = (update.num_samples, *update.input_shape)
+    if truth.images.shape != size:
+        raise ValueError(
+            f"the update is of images {size}, the batch of images {tuple(truth.images.shape)}"
+        )
+    zero = not any(tensor.any() for tensor in update.message().values())
+    not_attacked = {}
+    counts = guessed_counts(update, seed)
+    if sends_classifier(update, "weight"):
+        rule = "zlg-bias" if sends_classifier(update, "bias") else "zlg"
+        try:
+            counts = restore_labels(update, rule, seed=seed)
+        except ValueError as error:
+            if not zero:
+                not_attacked = {"labels": str(error), "images": "the search needs their labels"}
+    result, images = None, torch.full_like(truth.images, 0.5)
+    if not (zero or not_attacked):
+        try:
+            result = invert(
+                update, counts, "gleak", iterations=iterations, seed=seed, progress=False
+            )
+        except InversionFailed as error:
+            result = error.best
+        except ValueError as error:
+            not_attacked["images"] = str(error)
+    if result is not None:
         images = result.images
-    except InversionFailed as error:
-        result, images = error.best, error.best.images
-    except ValueError:  # a gradient of zeros
-        result, images = None, torch.full_like(truth.images, 0.5)
-    return Leak(
-        counts, score_labels(counts, truth.label_counts), result, score(images, truth.images)
-    )
+    labels, scores = score_labels(counts, truth.label_counts), score(images, truth.images)
+    if "labels" in not_attacked:
+        labels |= {name: math.nan for name in labels if name not in ("chance", "even")}
+    if "images" in not_attacked:
+        scores = scores.assign(psnr=math.nan, ssim=math.nan)
+    return Leak(counts, labels, result, scores, not_attacked)
 
 
-def has_bias(update: Update) -> bool:
-    sent = update.gradient if update.gradient is not None else update.weights_after
-    return f"{update.classifier.name}.bias" in sent
+def guessed_counts(update: Update, seed: int) -> torch.Tensor:
+    """(N,) label counts as even as they can be, the classes in a drawn order."""
+    order = torch.randperm(
+        update.num_classes, generator=torch.Generator().manual_seed(seed)
+    ).repeat(-(-update.num_samples // update.num_classes))
+    return torch.bincount(order[: update.num_samples], minlength=update.num_classes)
+
+
+def sends_classifier(update: Update, kind: str) -> bool:
+    """Whether the classifier's weight or bias is part of what was sent."""
+    return f"{update.classifier_name}.{kind}" in update.sent
 
 
 def headless(update: Update) -> Update:
     """The update without the classifier, which stays with the client (FedPer, Arivazhagan 2019)."""
-    kind = "gradient" if update.gradient is not None else "weights_after"
-    sent, own = getattr(update, kind), update.classifier.name
-    kept = {name: tensor for name, tensor in sent.items() if name.rpartition(".")[0] != own}
-    return replace(update, **{kind: kept})
+    own = update.classifier_name
+    kept = {name: tensor for name, tensor in update.sent.items() if name.rpartition(".")[0] != own}
+    return replace(update, **{update.holds: kept})
 
 
 def noise(update: Update, strength: float, seed: int) -> Update:
@@ -124,19 +173,33 @@ def kept(defended: Update, plain: Update) -> float:
 
 
 def table(leaks: Mapping[str, Leak]) -> pd.DataFrame:
-    """One row for each name: the share of right labels, that of a guess, and the images."""
+    """One row for each name: the share of right labels, that of a guess, and the images.
+
+    What was not attacked has no number, and a column of its own that says why.
+    """
     rows = {}
     for name, leak in leaks.items():
-        grades = leak.grades
+        known = "images" not in leak.not_attacked
+        grades = leak.grades if known else []
         rows[name] = {
             "labels right": leak.labels["instance"],
             "by guessing": leak.labels["chance"],
             "PSNR": leak.scores["psnr"].mean(),
             "best": leak.scores["psnr"].max(),
-            "recognisable": grades.count(2),
-            "coarse": grades.count(1),
+            "recognisable": grades.count(2) if known else math.nan,
+            "coarse": grades.count(1) if known else math.nan,
         }
-    return pd.DataFrame(rows).T.astype({"recognisable": int, "coarse": int})
+    whole = all("images" not in leak.not_attacked for leak in leaks.values())
+    kind = int if whole else "Int64"  # which has a place for what is unknown
+    frame = pd.DataFrame(rows).T.astype({"recognisable": kind, "coarse": kind})
+    if any(leak.not_attacked for leak in leaks.values()):
+        frame["not attacked"] = [why_not(leak) for leak in leaks.values()]
+    return frame
+
+
+def why_not(leak: Leak) -> str:
+    """What was not attacked, and why; empty if all was."""
+    return "; ".join(f"{what}: {why}" for what, why in leak.not_attacked.items())
 
 
 def risk(leaks: Mapping[str, Leak]) -> tuple[Figure, str]:
@@ -157,6 +220,10 @@ def risk(leaks: Mapping[str, Leak]) -> tuple[Figure, str]:
         for row, leak in zip(rows, leaks.values(), strict=True):
             values = leak.scores["psnr"].clip(upper=50)  # what is exact needs no more of the axis
             right.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
+            for what, axis in (("labels", left), ("images", right)):
+                if what in leak.not_attacked:
+                    place = axis.get_yaxis_transform()
+                    axis.text(0.02, row, "not attacked", transform=place, va="center")
         lines = {"one colour": ("mean_colour", ":"), "4×4 pixels": ("thumb4", "--")}
         lines["8×8 pixels"] = ("thumb8", "-")
         for word, (name, style) in lines.items():
@@ -166,10 +233,7 @@ def risk(leaks: Mapping[str, Leak]) -> tuple[Figure, str]:
             axis.set_title(title)
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / (1 + len(leaks) / 4))}
             axis.legend(**place, ncols=3, columnspacing=1, handlelength=1.5)
-    found = "; ".join(
-        f"{name}: {leak.labels['instance']:.0%} and {leak.scores['psnr'].mean():.0f} dB"
-        for name, leak in leaks.items()
-    )
+    found = "; ".join(f"{name}: {in_numbers(leak)}" for name, leak in leaks.items())
     alt = (
         f"Two panels with a row for each update. Left, the share of labels that were restored, "
         f"beside {chance:.0%} by guessing; right, how well each image was restored, beside what a "
@@ -178,16 +242,43 @@ def risk(leaks: Mapping[str, Leak]) -> tuple[Figure, str]:
     return figure, alt
 
 
+def in_numbers(leak: Leak) -> str:
+    """The share of right labels, and how well the images came back."""
+    labels, images = f"{leak.labels['instance']:.0%}", f"{leak.scores['psnr'].mean():.0f} dB"
+    if "labels" in leak.not_attacked:
+        labels = "labels not attacked"
+    if "images" in leak.not_attacked:
+        images = "images not attacked"
+    return f"{labels} and {images}"
+
+
 def advice(leak: Leak, defended: Mapping[str, tuple[float, Leak]]) -> str:
     """Which defence closes the leak at the least cost, in a sentence or two.
 
-    defended: name -> how much of the update is kept, and what leaks of that.
+    defended: name -> how much of the update is kept, and what leaks of that. A defence closes only
+    what was attacked behind it; those of which something was not are named.
     """
-    if not (leak.images_leak or leak.labels_leak):
+    if not (leak.leaks("images") or leak.leaks("labels")):
+        if leak.not_attacked:
+            return (
+                "No defence can be advised: of the plain update, "
+                f"{' and '.join(leak.not_attacked)} were not attacked ({why_not(leak)})."
+            )
         return "Nothing was found in the plain update that a guess would not have found."
+    judged = {name: row for name, row in defended.items() if not row[1].not_attacked}
+    sentences = [] if defended and not judged else [advised(judged)]
+    if leak.not_attacked:
+        sentences.append(f"Of the plain update not attacked: {why_not(leak)}.")
+    if unknown := [name for name in defended if name not in judged]:
+        sentences.append(f"Not attacked in full, so not judged: {', '.join(unknown)}.")
+    return " ".join(sentences)
+
+
+def advised(defended: Mapping[str, tuple[float, Leak]]) -> str:
+    """Which of the defences closes what at the least cost."""
     by_cost = sorted(defended, key=lambda name: -defended[name][0])
-    images = [name for name in by_cost if not defended[name][1].images_leak]
-    both = [name for name in images if not defended[name][1].labels_leak]
+    images = [name for name in by_cost if defended[name][1].closed("images")]
+    both = [name for name in images if defended[name][1].closed("labels")]
     if both:
         return (
             f"Of the defences tried, **{both[0]}** closes the leak of labels and images at the "
@@ -205,14 +296,17 @@ def advice(leak: Leak, defended: Mapping[str, tuple[float, Leak]]) -> str:
 def in_words(leak: Leak) -> str:
     """What leaks, in two or three sentences."""
     count, right = len(leak.scores), leak.labels["instance"]
-    grades = leak.grades
     labels = (
         f"The server reads {right:.0%} of the labels from the update; guessing would find "
         f"{leak.labels['chance']:.0%}."
     )
-    if not leak.labels_leak:
+    if "labels" in leak.not_attacked:
+        labels = f"The labels were not attacked: {leak.not_attacked['labels']}."
+    elif leak.closed("labels"):
         labels = f"The labels that the server reads are no better than guesses ({right:.0%} right)."
-    if max(grades) == 0:
+    if "images" in leak.not_attacked:
+        images = f"The images were not attacked: {leak.not_attacked['images']}."
+    elif leak.closed("images"):
         images = (
             f"None of the {count} images comes back better than its 4×4 thumbnail: this attack, "
             "with this effort, finds nothing of what they show."
@@ -222,6 +316,7 @@ def in_words(leak: Leak) -> str:
             2: "clear enough to be recognised (better than an 8×8 thumbnail)",
             1: "in coarse shapes (better than a 4×4 one)",
         }
+        grades = leak.grades
         found = [f"{grades.count(n)} of {count} {kinds[n]}" for n in kinds if n in grades]
         images = f"Images come back: {', '.join(found)}."
     return f"{labels} {images}"

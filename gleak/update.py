@@ -1,92 +1,174 @@
 """What the server sees of a client, as a type: there is no place in it for images or labels."""
 
 import copy
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
-from torchvision.ops import StochasticDepth
 
-from gleak.storage import whole
-from gleak.wire import read_tensors
+from gleak.network import (
+    Classifier,
+    as_sent,
+    batch_norm_mode,
+    batch_norms,
+    classifier_at,
+    find_classifier,
+)
+from gleak.wire import (
+    ROUNDING,
+    Weights,
+    check_fits,
+    precision_of,
+    read_parts,
+    trained_weights,
+    write_parts,
+)
 
-# What a client may tell about its local training, each a plain number.
-FACTS = ("lr", "epochs", "batch_size", "momentum", "drop_last")
+Statistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+# Facts whose meaning is known: what holds for their values, and in words.
+FACTS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "lr": (lambda value: value > 0, "above 0"),
+    "epochs": (lambda value: value >= 1 and value == int(value), "a whole number from 1 on"),
+    "batch_size": (lambda value: value >= 1 and value == int(value), "a whole number from 1 on"),
+    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "drop_last": (lambda value: value in (0, 1), "true or false"),
+}
 
 
 class MissingKnowledge(ValueError):
     """A method needs something that the update does not offer; the message names it."""
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """The last linear layer, z = W o + b, with the features o in front of it."""
-
-    name: str
-    weight: torch.Tensor  # (N, M)
-    bias: torch.Tensor | None  # (N,)
+class Derived(float):
+    """A precision read off what was sent, so that it is read anew when that is replaced."""
 
 
-@dataclass(frozen=True, eq=False)
-class Update:
-    """One client's message, with what the server knew before it: the model that it sent out.
+@dataclass(frozen=True, eq=False, repr=False)
+class Update(ABC):
+    """One client's message, with all that the server knows besides.
+
+    There are two kinds, `GradientUpdate` and `WeightsUpdate`; `Update(..., gradient=...)` and
+    `Update(..., weights_after=...)` make one of them.
 
     model: the network as the server sent it, in the mode (train or eval) the client ran it in.
     num_samples: K, how many samples the client used.
     input_shape: (C, H, W) of one image; images are floats in [0, 1].
-    gradient: FedSGD; parameter name -> gradient of the mean cross-entropy over the client's batch.
-    weights_after: FedAvg; parameter name -> value after local training. Either of the two is given.
-    facts: what the client told besides, each a plain number, named as in FACTS.
+    facts: what the client told besides, plain numbers by any name. These have a meaning: lr (> 0),
+    epochs and batch_size (whole, >= 1), momentum (in [0, 1)), drop_last (true or false). A method
+    asks for what it needs by `told`.
+    precision: the largest relative error of a value that was sent, from rounding. Unless it is
+    given, it is read off the digits (see `gleak.wire.precision_of`), again whenever others are put
+    in place of what was sent. A given one stays, and may also speak of noise.
+    statistics: name of a batch norm layer -> mean and (biased) variance (channels,) of what entered
+    it at the client.
+    classifier_name: the last linear layer, found by a forward pass unless it is given.
 
-    Raises ValueError where the tensors do not fit the model or are not finite.
+    The mappings are read-only; so `dataclasses.replace` makes a changed copy, without a forward
+    pass. Raises ValueError where something does not fit the model, is not finite or out of range.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.tensor([1.0, -2.0, 1.0])}
+    >>> update = Update(net, 2, (1, 2, 2), gradient=sent)
+    >>> update
+    GradientUpdate(2 samples of 1x2x2, 3 classes, 15 values sent)
+    >>> print(update)
+    Update of a FedSGD client, as an honest-but-curious server sees it
+      model       15 parameters
+      classifier  '1': 4 features, 3 classes, bias
+      batch norm  none in this model
+      gradient    2 tensors, norm 4.243
+      samples     2 of shape 1x2x2
+      told        nothing else
+      hidden      images, labels, their order
     """
 
     model: nn.Module
     num_samples: int
     input_shape: tuple[int, int, int]
-    gradient: Mapping[str, torch.Tensor] | None = None
-    weights_after: Mapping[str, torch.Tensor] | None = None
+    _: KW_ONLY
     facts: Mapping[str, float] = field(default_factory=dict)
-    classifier: Classifier = field(init=False)
+    precision: float = Derived("nan")
+    statistics: Statistics = field(default_factory=dict)
+    classifier_name: str = ""
 
-    def __post_init__(self):
-        if (self.gradient is None) == (self.weights_after is None):
+    holds: ClassVar[str]  # the field with what was sent
+
+    def __new__(cls, *_: Any, **settings: Any) -> "Update":
+        """Of the abstract class: the kind that the settings name, as pathlib.Path does."""
+        if cls is not Update:
+            return super().__new__(cls)
+        kinds = [k for k in (GradientUpdate, WeightsUpdate) if k.holds in settings]
+        if len(kinds) != 1:
             raise ValueError("an update holds either a gradient or the weights after training")
+        return super().__new__(kinds[0])
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if self.num_samples < 1 or self.num_samples != int(self.num_samples):
+            raise ValueError(f"num_samples must be at least 1, and whole; got {self.num_samples}")
+        put("input_shape", tuple(self.input_shape))
+        put(self.holds, MappingProxyType(self.in_order(self.sent)))
+        put("facts", MappingProxyType(checked_facts(self.facts)))
+        put("statistics", MappingProxyType(checked_statistics(self.statistics, self.model)))
+        if isinstance(self.precision, Derived):
+            put("precision", Derived(precision_of(self.sent.values())))
+        elif not 0 <= self.precision < math.inf:
+            raise ValueError(f"precision is a relative error >= 0; got {self.precision}")
+        if self.classifier_name:
+            classifier_at(self.model, self.classifier_name)
+        else:
+            put("classifier_name", find_classifier(self.model, self.input_shape).name)
+
+    def in_order(self, sent: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What was sent in the order of the model's parameters, checked."""
         parameters = dict(self.model.named_parameters())
-        for kind in ("gradient", "weights_after"):
-            sent = getattr(self, kind)
-            if sent is not None:
-                check_fits(sent, parameters, what=f"the update's {kind}")
-                in_order = {name: sent[name] for name in parameters if name in sent}
-                object.__setattr__(self, kind, in_order)
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1; got {self.num_samples}")
-        for name, value in self.facts.items():
-            if name not in FACTS or not isinstance(value, (int, float)):
-                raise ValueError(f"facts are plain numbers for {', '.join(FACTS)}; got {name!r}")
-        object.__setattr__(self, "classifier", find_classifier(self.model, self.input_shape))
+        for name, tensor in sent.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in ROUNDING:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in ROUNDING)
+                raise ValueError(f"the update's {self.holds} takes tensors of {known}: see {name}")
+        check_fits(sent, parameters, what=f"the update's {self.holds}")
+        return {name: sent[name] for name in parameters if name in sent}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields with dicts for the read-only views of them, which cannot be pickled."""
+        views = MappingProxyType
+        return {n: dict(v) if isinstance(v, views) else v for n, v in vars(self).items()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            vars(self)[name] = MappingProxyType(value) if isinstance(value, dict) else value
+
+    @property
+    def sent(self) -> Mapping[str, torch.Tensor]:
+        """Parameter name -> tensor as it came: of the gradient, or of the weights after."""
+        return getattr(self, self.holds)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model's last linear layer, with the weights that the server sent."""
+        return classifier_at(self.model, self.classifier_name)
 
     @property
     def num_classes(self) -> int:
         return len(self.classifier.weight)
 
     @property
+    @abstractmethod
     def local_steps(self) -> int:
         """Steps of local SGD: 1 for FedSGD, E ceil(K / B) for FedAvg, floor with drop_last.
 
         Raises MissingKnowledge when the client told no epochs or batch size.
         """
-        if self.gradient is not None:
-            return 1
-        epochs, batch_size = self.told("epochs", "batch_size")
-        whole, rest = divmod(self.num_samples, int(batch_size))
-        return int(epochs) * (whole + (rest > 0 and not self.facts.get("drop_last", False)))
 
     @property
     def weighs_alike(self) -> bool:
@@ -106,6 +188,11 @@ class Update:
             )
         return [self.facts[name] for name in names]
 
+    @abstractmethod
+    def message(self) -> dict[str, torch.Tensor]:
+        """What the client says, parameter name -> tensor: the gradient, or the change WT - W0."""
+
+    @abstractmethod
     def equivalent_gradient(self) -> dict[str, torch.Tensor]:
         """The update in the sign and scale of one gradient, parameter name -> tensor.
 
@@ -116,17 +203,9 @@ class Update:
 
         Raises MissingKnowledge when the client told no lr, epochs or batch size.
         """
-        if self.gradient is not None:
-            return dict(self.gradient)
-        (lr,) = self.told("lr")
-        weight = weight_of_steps(self.local_steps, self.facts.get("momentum", 0.0))
-        before = dict(self.model.named_parameters())
-        return {
-            name: (before[name].detach() - after) / (lr * weight)
-            for name, after in self.weights_after.items()
-        }
 
-    def as_gradient(self, place: float | None = None) -> "Update":
+    @abstractmethod
+    def as_gradient(self, place: float | None = None) -> "GradientUpdate":
         """The update read as one gradient, taken somewhere on the client's way: a FedSGD update
         whose model is W0 + place (WT - W0).
 
@@ -135,25 +214,17 @@ class Update:
         is the gradient there. So this reading is wrong only to second order in the length of the
         way; as the gradient at W0 the equivalent gradient is wrong to first order.
 
-        A FedSGD update is returned as it is. Raises MissingKnowledge as `equivalent_gradient`.
+        A FedSGD update is returned as it is. One of weights keeps their precision, which the
+        gradient does not reach: see `WeightsUpdate`. Raises MissingKnowledge as
+        `equivalent_gradient`.
         """
-        if self.gradient is not None:
-            return self
-        gradient, model = self.equivalent_gradient(), copy.deepcopy(self.model)
-        if place is None:
-            place = mean_place(self.local_steps, self.facts.get("momentum", 0.0))
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name in self.weights_after:
-                    weight.lerp_(self.weights_after[name].to(weight), place)
-        return replace(self, model=model, gradient=gradient, weights_after=None)
 
     def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The equivalent gradient of W (N, M) and of b (N,), None for a layer without bias.
 
         Raises MissingKnowledge when the client did not send the classifier's weights.
         """
-        gradient, name = self.equivalent_gradient(), self.classifier.name
+        gradient, name = self.equivalent_gradient(), self.classifier_name
         if f"{name}.weight" not in gradient:
             raise MissingKnowledge(f"the update has no gradient of the classifier's {name}.weight")
         return gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
@@ -161,8 +232,8 @@ class Update:
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (K, M) in front of the classifier and logits (K, N) for images (K, C, H, W)."""
-        features = []
-        layer = self.model.get_submodule(self.classifier.name)
+        features: list[torch.Tensor] = []
+        layer = self.model.get_submodule(self.classifier_name)
         hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
         try:
             logits = self.model(images)
@@ -170,36 +241,41 @@ class Update:
             hook.remove()
         return features[-1], logits
 
-    def message(self) -> dict[str, torch.Tensor]:
-        """What was sent, parameter name -> tensor: the gradient, or the change WT - W0."""
-        if self.gradient is not None:
-            return dict(self.gradient)
-        before = dict(self.model.named_parameters())
-        return {name: after - before[name].detach() for name, after in self.weights_after.items()}
-
     def norm(self) -> float:
         """The L2 norm of the message, over all parameters."""
+        squares = (tensor.detach().double().square().sum() for tensor in self.message().values())
+        return sum(squares, torch.zeros((), dtype=torch.float64)).item() ** 0.5
+
+    def __repr__(self) -> str:
+        size = sum(tensor.numel() for tensor in self.sent.values())
         return (
-            sum(t.detach().double().square().sum() for t in self.message().values()).item() ** 0.5
+            f"{type(self).__name__}({self.num_samples} samples of "
+            f"{'x'.join(map(str, self.input_shape))}, {self.num_classes} classes, "
+            f"{size:,} values sent)"
         )
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        kind, what = "FedAvg", "WT - W0   "
-        if self.gradient is not None:
-            kind, what = "FedSGD", "gradient  "
+        kind, what = ("FedSGD", "gradient") if self.holds == "gradient" else ("FedAvg", "WT - W0")
         shape = "x".join(map(str, self.input_shape))
         facts = ", ".join(f"{name} = {value:g}" for name, value in self.facts.items())
         layer = self.classifier
         bias = "no bias" if layer.bias is None else "bias"
+        lines = [
+            f"Update of a {kind} client, as an honest-but-curious server sees it",
+            f"  model       {size:,} parameters",
+            f"  classifier  {layer.name!r}: {layer.weight.shape[1]} features, "
+            f"{self.num_classes} classes, {bias}",
+            f"  batch norm  {batch_norm_mode(self.model)}",
+            f"  {what:<10}  {len(self.sent)} tensors, norm {self.norm():.4g}",
+        ]
+        if self.precision > ROUNDING[torch.float32]:
+            lines.append(f"  precision   {self.precision:.2g}, the relative error of a value")
+        if self.statistics:
+            lines.append(f"  statistics  of what entered {len(self.statistics)} batch norm layers")
         return "\n".join(
             [
-                f"Update of a {kind} client, as an honest-but-curious server sees it",
-                f"  model       {size:,} parameters",
-                f"  classifier  {layer.name!r}: {layer.weight.shape[1]} features, "
-                f"{self.num_classes} classes, {bias}",
-                f"  batch norm  {batch_norm_mode(self.model)}",
-                f"  {what}  {len(self.message())} tensors, norm {self.norm():.4g}",
+                *lines,
                 f"  samples     {self.num_samples} of shape {shape}",
                 f"  told        {facts or 'nothing else'}",
                 "  hidden      images, labels, their order",
@@ -207,66 +283,32 @@ class Update:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the model's weights and buffers, what was sent and the facts as safetensors."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for kind in ("gradient", "weights_after"):
-            tensors |= {f"{kind}.{n}": value for n, value in (getattr(self, kind) or {}).items()}
+        """Write all that the update holds, with the model's weights, as one safetensors file.
+
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> sent = {"1.weight": torch.ones(3, 4)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Update(net, 2, (1, 2, 2), gradient=sent).save(f"{folder}/update")
+        ...     update = Update.load(f"{folder}/update", net)
+        >>> update
+        GradientUpdate(2 samples of 1x2x2, 3 classes, 12 values sent)
+        """
+        statistics = {
+            f"{layer}.{kind}": value
+            for layer, pair in self.statistics.items()
+            for kind, value in zip(("mean", "variance"), pair, strict=True)
+        }
         about = {
             "num_samples": self.num_samples,
             "input_shape": self.input_shape,
             "training": self.model.training,
             "facts": dict(self.facts),
         }
-        tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        with whole(path) as partial:
-            save_file(tensors, partial, metadata={"gleak": json.dumps(about)})
-
-    @classmethod
-    def from_weights(
-        cls,
-        before: "Weights | None",
-        after: "Weights",
-        model: nn.Module,
-        *,
-        num_samples: int,
-        input_shape: tuple[int, int, int],
-        training: bool = True,
-        **facts: float,
-    ) -> "Update":
-        """A FedAvg update from the weights before and after, as any client or server stored them.
-
-        before, after: a file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array,
-        or a sequence of arrays in the order of `model.state_dict()`, with or without its buffers,
-        as Flower sends them. `before` has all parameters, or is None for the model as it stands;
-        `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are taken
-        from `before`, else from the model.
-        model: gives the architecture. training: the mode in which the client ran it.
-        facts: what is known besides, of lr, epochs, batch_size, momentum and drop_last.
-
-        Raises ValueError where names, shapes or values do not fit, or for a file that cannot be
-        trusted; FileNotFoundError.
-        """
-        model = as_sent(model, training)
-        own, parameters = model.state_dict(), dict(model.named_parameters())
-        if before is not None:
-            before = named_tensors(before, own, parameters, "before")
-            check_fits(before, own, what="`before`")
-            sent = {name: value for name, value in before.items() if name in parameters}
-            check_fits(sent, parameters, what="`before`", complete=True)
-            model.load_state_dict(before, strict=False)  # buffers may be missing
-        after = named_tensors(after, own, parameters, "after")
-        check_fits(after, own, what="`after`")
-        trained = {name for name, p in parameters.items() if p.requires_grad}
-        after = {n: value.to(own[n]) for n, value in after.items() if n in trained}
-        if not after:
-            raise ValueError("`after` holds no parameter of the model that is trained")
-        return cls(
-            model,
-            num_samples,
-            tuple(input_shape),
-            weights_after=after,
-            facts={name: value for name, value in facts.items() if value is not None},
-        )
+        if not isinstance(self.precision, Derived):
+            about["precision"] = self.precision
+        parts = {"model": self.model.state_dict(), self.holds: self.sent, "statistics": statistics}
+        write_parts(path, parts, about)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> "Update":
@@ -275,156 +317,216 @@ class Update:
         Raises FileNotFoundError, or ValueError when the file is not an update or is one of another
         architecture.
         """
-        if not Path(path).exists():
-            raise FileNotFoundError(f"no update at {path}")
+        parts, about = read_parts(path, ("model", "gradient", "weights_after", "statistics"))
+        weights, statistics = parts.pop("model"), parts.pop("statistics")
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("gleak", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from None
-        if about is None:
-            raise ValueError(f"{path} is a safetensors file, but not one that Update.save wrote")
-        part = {"model": {}, "gradient": {}, "weights_after": {}}
-        for name, value in tensors.items():
-            kind, _, name = name.partition(".")
-            part[kind][name] = value
-        model = as_sent(model, about["training"])
-        check_fits(part["model"], model.state_dict(), what="the saved model", complete=True)
-        model.load_state_dict(part["model"])
-        return cls(
+            model = as_sent(model, about["training"])
+            check_fits(weights, model.state_dict(), what="the saved model", complete=True)
+            model.load_state_dict(weights)
+            layers = {name.rpartition(".")[0] for name in statistics}
+            known = {n: (statistics[f"{n}.mean"], statistics[f"{n}.variance"]) for n in layers}
+            return Update(
+                model,
+                about["num_samples"],
+                tuple(about["input_shape"]),
+                facts=about["facts"],
+                statistics=known,
+                precision=about.get("precision", Derived("nan")),
+                **{kind: sent for kind, sent in parts.items() if sent},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a whole update: {error}") from error
+
+    @classmethod
+    def from_weights(
+        cls,
+        before: Weights | None,
+        after: Weights,
+        model: nn.Module,
+        *,
+        num_samples: int,
+        input_shape: tuple[int, int, int],
+        training: bool = True,
+        statistics: Statistics | None = None,
+        **facts: float | None,
+    ) -> "WeightsUpdate":
+        """A FedAvg update from the weights before and after, as any client or server stored them.
+
+        before, after: a file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array,
+        or a sequence of arrays in the order of `model.state_dict()`, with or without its buffers,
+        as Flower sends them. `before` has all parameters, or is None for the model as it stands;
+        `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are taken
+        from `before`, else from the model.
+        model: gives the architecture. training: the mode in which the client ran it.
+        statistics: of what entered batch norm layers at the client, where they are known.
+        facts: what is known besides, such as lr, epochs, batch_size, momentum and drop_last; None
+        is not told.
+
+        Raises ValueError where names, shapes or values do not fit, or for a file that cannot be
+        trusted; FileNotFoundError.
+
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> after = [weights.detach() - 0.1 for weights in net.parameters()]
+        >>> known = {"num_samples": 2, "input_shape": (1, 2, 2)}
+        >>> update = Update.from_weights(None, after, net, **known, lr=0.1)
+        >>> update
+        WeightsUpdate(2 samples of 1x2x2, 3 classes, 15 values sent)
+        >>> update.told("lr")
+        [0.1]
+        """
+        model = as_sent(model, training)
+        return WeightsUpdate(
             model,
-            about["num_samples"],
-            tuple(about["input_shape"]),
-            gradient=part["gradient"] or None,
-            weights_after=part["weights_after"] or None,
-            facts=about["facts"],
+            num_samples,
+            input_shape,
+            weights_after=trained_weights(before, after, model),
+            facts={name: value for name, value in facts.items() if value is not None},
+            statistics=statistics or {},
         )
 
 
-Weights = str | Path | Mapping[str, torch.Tensor] | Sequence
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class GradientUpdate(Update):
+    """FedSGD. gradient: parameter name -> gradient of the mean cross-entropy over the batch.
 
-
-def named_tensors(
-    weights: Weights, own: Mapping, parameters: Mapping, what: str
-) -> dict[str, torch.Tensor]:
-    """Name -> tensor, from a file, a mapping, or a sequence in the order of a state dict."""
-    if isinstance(weights, str | Path):
-        weights = read_tensors(weights)
-    if not isinstance(weights, Mapping):
-        weights = list(weights)
-        names = parameters if len(weights) == len(parameters) else own
-        if len(weights) != len(names):
-            raise ValueError(
-                f"`{what}` has {len(weights)} arrays; the model has {len(parameters)} parameters, "
-                f"{len(own)} with its buffers"
-            )
-        weights = dict(zip(names, weights, strict=True))
-    try:
-        return {name: torch.as_tensor(value) for name, value in weights.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{what}` is not made of numbers: {error}") from None
-
-
-def as_sent(model: nn.Module, training: bool) -> nn.Module:
-    """A copy of the model as it stands, in train or eval mode, that no forward pass changes.
-
-    Dropout is off in both modes: the study asks what a client's data gives away, not its dice.
-    In train mode batch norm uses the batch's statistics and leaves the running ones alone.
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.zeros(3)}
+    >>> update = GradientUpdate(net, 2, (1, 2, 2), gradient=sent)
+    >>> update.norm() == 12**0.5, update.classifier.name, update.local_steps
+    (True, '1', 1)
+    >>> update.told("lr")
+    Traceback (most recent call last):
+    gleak.update.MissingKnowledge: this needs lr, which the client did not tell
     """
-    model = copy.deepcopy(model).train(training)
-    model.zero_grad(set_to_none=True)
-    for module in model.modules():
-        if is_dropout(module):
-            module.eval()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and training:
-            module.track_running_stats = False
-    return model
+
+    gradient: Mapping[str, torch.Tensor]
+    holds: ClassVar[str] = "gradient"
+
+    @property
+    def local_steps(self) -> int:
+        return 1
+
+    def message(self) -> dict[str, torch.Tensor]:
+        return dict(self.gradient)
+
+    def equivalent_gradient(self) -> dict[str, torch.Tensor]:
+        return dict(self.gradient)
+
+    def as_gradient(self, place: float | None = None) -> "GradientUpdate":
+        return self
 
 
-def is_dropout(module: nn.Module) -> bool:
-    """Whether the layer drops something at random while training."""
-    return isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth))
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class WeightsUpdate(Update):
+    """FedAvg. weights_after: parameter name -> value after local training.
+
+    Its precision is that of the weights, before any difference is taken: a value w of WT is off by
+    up to precision |w|, and so is that of WT - W0, which may be much smaller. The equivalent
+    gradient is then off by up to precision |w| / (lr s) from rounding what was sent, and where the
+    client also trained with these digits, so that each of its s steps rounded, by up to
+    precision |w| / lr.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    >>> after = {"1.bias": net[1].bias.detach() - 0.5}
+    >>> facts = {"lr": 0.1, "epochs": 5, "batch_size": 2}
+    >>> update = WeightsUpdate(net, 2, (1, 2, 2), weights_after=after, facts=facts)
+    >>> update.local_steps  # each moved the bias by lr = 0.1 times the gradient
+    5
+    >>> update.equivalent_gradient()["1.bias"].round(decimals=4)
+    tensor([1., 1., 1.])
+    >>> update.as_gradient()
+    GradientUpdate(2 samples of 1x2x2, 3 classes, 3 values sent)
+    """
+
+    weights_after: Mapping[str, torch.Tensor]
+    holds: ClassVar[str] = "weights_after"
+
+    @property
+    def local_steps(self) -> int:
+        epochs, batch_size = self.told("epochs", "batch_size")
+        whole, rest = divmod(self.num_samples, int(batch_size))
+        return int(epochs) * (whole + (rest > 0 and not self.facts.get("drop_last", False)))
+
+    def message(self) -> dict[str, torch.Tensor]:
+        before = dict(self.model.named_parameters())
+        return {name: after - before[name].detach() for name, after in self.weights_after.items()}
+
+    def equivalent_gradient(self) -> dict[str, torch.Tensor]:
+        (lr,) = self.told("lr")
+        weight = weight_of_steps(self.local_steps, self.facts.get("momentum", 0.0))
+        before = dict(self.model.named_parameters())
+        return {
+            name: (before[name].detach() - after) / (lr * weight)
+            for name, after in self.weights_after.items()
+        }
+
+    def as_gradient(self, place: float | None = None) -> GradientUpdate:
+        gradient, model = self.equivalent_gradient(), copy.deepcopy(self.model)
+        if place is None:
+            place = mean_place(self.local_steps, self.facts.get("momentum", 0.0))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in self.weights_after:
+                    weight.lerp_(self.weights_after[name].to(weight), place)
+        return GradientUpdate(
+            model,
+            self.num_samples,
+            self.input_shape,
+            gradient=gradient,
+            facts=self.facts,
+            precision=float(self.precision),  # the digits of a difference do not show it
+            statistics=self.statistics,
+            classifier_name=self.classifier_name,
+        )
+
+
+def checked_facts(facts: Mapping[str, float]) -> dict[str, float]:
+    """Plain finite numbers, and those in FACTS in their range; else ValueError."""
+    for name, value in facts.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"facts are plain numbers; {name!r} is {value!r:.50}")
+        if name in FACTS:
+            holds, words = FACTS[name]
+            if not holds(value):
+                raise ValueError(f"the fact {name} must be {words}; got {value}")
+    return dict(facts)
+
+
+def checked_statistics(statistics: Statistics, model: nn.Module) -> dict[str, Any]:
+    """Name of a batch norm layer -> mean and variance (channels,); else ValueError."""
+    norms, checked = batch_norms(model), {}
+    unknown = sorted(set(statistics) - set(norms))
+    if unknown:
+        raise ValueError(f"the model has no batch norm layer {', '.join(unknown)}")
+    for name, pair in statistics.items():
+        values, size = [torch.as_tensor(value) for value in pair], norms[name].num_features
+        if len(values) != 2 or any(value.shape != (size,) for value in values):
+            raise ValueError(f"the statistics of {name} are a mean and a variance of {size}")
+        mean, variance = values
+        if not (mean.isfinite().all() and variance.isfinite().all() and variance.min() >= 0):
+            raise ValueError(f"the statistics of {name} must be finite, the variance >= 0")
+        checked[name] = (mean, variance)
+    return checked
 
 
 def weight_of_steps(steps: int, momentum: float) -> float:
-    """How much the gradients of all local steps weigh in W0 - WT: their number, for plain SGD."""
+    """How much the gradients of all local steps weigh in W0 - WT: their number, for plain SGD.
+
+    >>> weight_of_steps(3, 0.0), weight_of_steps(2, 0.5)
+    (3.0, 2.5)
+    """
     return sum(momentum**later * (steps - later) for later in range(steps))
 
 
 def mean_place(steps: int, momentum: float) -> float:
     """Where the local gradients were taken on average, 0 at W0 and 1 at WT, each as it weighs in
     W0 - WT.
+
+    >>> mean_place(1, 0.0), mean_place(4, 0.0)
+    (0.0, 0.375)
     """
     gone = [weight_of_steps(step, momentum) for step in range(steps + 1)]  # before each step
     weights = [later - sooner for sooner, later in pairwise(gone)][::-1]  # the first weighs most
     return sum(w * place for w, place in zip(weights, gone, strict=False)) / gone[-1] ** 2
-
-
-def batch_norm_mode(model: nn.Module) -> str:
-    """In words: which statistics the batch norm layers used, if there are any."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        return "none in this model"
-    return "the batch's own statistics" if model.training else "the running statistics"
-
-
-def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Classifier:
-    """The linear layer whose output is the model's output, found by a forward pass.
-
-    Raises ValueError when the model cannot take the input, or does not end in a linear layer.
-    """
-    calls = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    parameter = next(model.parameters())
-    try:
-        with torch.no_grad():
-            # two images, since batch norm over single values takes no batch of one
-            output = model(torch.full((2, *input_shape), 0.5).to(parameter))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        shape = "x".join(map(str, input_shape))
-        raise ValueError(f"the model does not take images of shape {shape}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not isinstance(output, torch.Tensor):
-        raise ValueError(f"the model's output is a {type(output).__name__}, not a tensor of logits")
-    if not calls:
-        raise ValueError("the model has no Linear layer in its forward pass, so no classifier")
-    name, logits = calls[-1]
-    if logits is not output and not torch.equal(logits, output):
-        raise ValueError(
-            f"the model's output is not the output of its last Linear layer ({name}); "
-            "label restoration needs logits that come straight from a linear classifier"
-        )
-    layer = model.get_submodule(name)
-    bias = None if layer.bias is None else layer.bias.detach()
-    return Classifier(name, layer.weight.detach(), bias)
-
-
-def check_fits(
-    tensors: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Tensor],
-    what: str = "the gradient",
-    complete: bool = False,
-) -> None:
-    """Raise ValueError unless names and shapes agree and all values are finite."""
-    if not tensors:
-        raise ValueError(f"{what} is empty")
-    unknown = sorted(set(tensors) - set(expected))
-    if unknown:
-        raise ValueError(f"{what} does not fit the model: it has no {', '.join(unknown[:5])}")
-    missing = sorted(set(expected) - set(tensors))
-    if complete and missing:
-        raise ValueError(f"{what} does not fit the model: {', '.join(missing[:5])} is missing")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{what} does not fit the model: {name} has shape {tuple(tensor.shape)}, "
-                f"the model's {tuple(expected[name].shape)}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{what} is not finite in {name}")

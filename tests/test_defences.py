@@ -6,6 +6,7 @@ from torch import nn
 
 import gleak
 from gleak import defences
+from gleak.client import private_fedsgd
 from gleak.inversion import DISTANCES, peel
 
 
@@ -111,10 +112,10 @@ def test_samples_are_clipped_one_by_one(batch):
     norms = [update.norm() for update in alone]
     bound = sorted(norms)[1] * 1.001  # clips two of the four
     expected = torch.stack([values(defences.clip(update, bound)) for update in alone]).mean(0)
-    private = defences.private_fedsgd(model, batch, max_norm=bound, noise_multiplier=0, seed=0)
+    private = private_fedsgd(model, batch, max_norm=bound, noise_multiplier=0, seed=0)
     torch.testing.assert_close(values(private), expected, rtol=1e-4, atol=1e-7)
     # and without a bound it is FedSGD
-    free = defences.private_fedsgd(model, batch, max_norm=1e6, noise_multiplier=0, seed=0)
+    free = private_fedsgd(model, batch, max_norm=1e6, noise_multiplier=0, seed=0)
     torch.testing.assert_close(
         values(free), values(gleak.fedsgd(model, batch)), rtol=1e-4, atol=1e-7
     )
@@ -123,9 +124,7 @@ def test_samples_are_clipped_one_by_one(batch):
 def test_the_noise_of_private_fedsgd(batch):
     model = gleak.build_model("lenet", batch)
     quiet, noisy = (
-        defences.private_fedsgd(
-            model, batch, max_norm=0.5, noise_multiplier=z, seed=3, expected_size=8
-        )
+        private_fedsgd(model, batch, max_norm=0.5, noise_multiplier=z, seed=3, expected_size=8)
         for z in (0, 2)
     )
     noise = values(noisy) - values(quiet)
@@ -234,9 +233,7 @@ TWO = gleak.Batch(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]), "abc")
 def test_what_cannot_be_clipped_or_summed(batch):
     resnet = gleak.build_model("resnet18", batch)
     with pytest.raises(ValueError, match="mixes the samples"):
-        defences.private_fedsgd(
-            resnet, batch, max_norm=1.0, noise_multiplier=1, seed=0, training=True
-        )
+        private_fedsgd(resnet, batch, max_norm=1.0, noise_multiplier=1, seed=0, training=True)
     one, other = (gleak.build_model("lenet", batch, seed=seed) for seed in (0, 1))
     with pytest.raises(ValueError, match="different models"):
         defences.aggregate([gleak.fedsgd(one, batch), gleak.fedsgd(other, batch)])

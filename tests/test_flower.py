@@ -38,7 +38,9 @@ def test_the_strategy_keeps_what_each_client_sends_and_averages_as_before(
     strategy = KeepUpdates(tmp_path, fraction_evaluate=0.0)
     # messages proper can be made within a run only
     monkeypatch.setattr(strategy, "_construct_messages", lambda record, nodes, kind: nodes)
-    told = ConfigRecord({"lr": 0.1, "epochs": 1, "batch_size": 2, "colour": "red"})
+    told = ConfigRecord(
+        {"lr": 0.1, "epochs": 1, "batch_size": 2, "colour": "red", "weight_decay": 0.5}
+    )
     state = two_layers.state_dict()
     nodes = strategy.configure_train(3, ArrayRecord(state), told, TwoNodes())
     assert sorted(nodes) == [7, 8]
@@ -53,7 +55,7 @@ def test_the_strategy_keeps_what_each_client_sends_and_averages_as_before(
     updates = kept_updates(tmp_path, two_layers, (1, 4, 4), server_round=3)
     assert sorted(update.num_samples for update in updates) == [1, 2]
     for update in updates:
-        assert update.facts == {"lr": 0.1, "epochs": 1, "batch_size": 2}
+        assert update.facts == {"lr": 0.1, "epochs": 1, "batch_size": 2, "weight_decay": 0.5}
         change = update.weights_after["1.bias"] - state["1.bias"]
         torch.testing.assert_close(change, torch.full((5,), float(update.num_samples)))
     with pytest.raises(FileNotFoundError, match="no round 1"):

@@ -1,12 +1,18 @@
+import copy
 import dataclasses
+import math
+import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import gleak
-from gleak.update import find_classifier
+from gleak import defences
+from gleak.network import find_classifier
+from gleak.update import GradientUpdate, WeightsUpdate
 
 NETWORKS = ["lenet", "convnet", "resnet18"]
 
@@ -34,8 +40,11 @@ def test_gradient_is_autograds_on_a_two_layer_net(two_layers, tiny):
 def test_an_update_holds_no_image_and_no_label(batch):
     update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
     fields = {field.name for field in dataclasses.fields(update)}
-    known = {"model", "num_samples", "input_shape", "gradient", "weights_after", "facts"}
-    assert fields == known | {"classifier"}
+    known = {"model", "num_samples", "input_shape", "facts", "precision", "statistics"}
+    assert fields == known | {"gradient", "classifier_name"}
+    weights = gleak.fedavg(update.model, batch)
+    fields = {field.name for field in dataclasses.fields(weights)}
+    assert fields == known | {"weights_after", "classifier_name"}
     with pytest.raises(ValueError, match="does not fit the model: it has no images"):
         dataclasses.replace(update, gradient=update.gradient | {"images": batch.images})
     with pytest.raises(ValueError, match="facts are plain numbers"):
@@ -153,7 +162,22 @@ def test_clients_refuse_what_does_not_fit(batch, tiny):
         ({"gradient": {}}, "the update's gradient is empty"),
         ({"gradient": {"3.weight": torch.zeros(3, 4)}}, r"3.weight has shape \(3, 4\)"),
         ({"gradient": {"3.bias": torch.tensor([0, torch.nan, 0])}}, "not finite in 3.bias"),
+        ({"gradient": {"3.bias": torch.tensor([1, 2, 3])}}, "takes tensors of .*: see 3.bias"),
+        ({"gradient": {"3.bias": [1.0, 2.0, 3.0]}}, "takes tensors of .*: see 3.bias"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"num_samples": 2.5}, "num_samples must be at least 1, and whole"),
+        ({"precision": -1.0}, "precision is a relative error >= 0"),
+        ({"precision": math.nan}, "precision is a relative error >= 0"),
+        ({"classifier_name": "2"}, "no linear layer '2' to classify with"),
+        ({"classifier_name": "9"}, "no linear layer '9' to classify with"),
+        ({"facts": {"lr": 0.0}}, "the fact lr must be above 0; got 0.0"),
+        ({"facts": {"lr": math.nan}}, "plain numbers; 'lr' is nan"),
+        ({"facts": {"epochs": 1.5}}, "the fact epochs must be a whole number from 1 on"),
+        ({"facts": {"batch_size": 0}}, "the fact batch_size must be a whole number from 1 on"),
+        ({"facts": {"momentum": 1.0}}, r"the fact momentum must be in \[0, 1\)"),
+        ({"facts": {"drop_last": 3}}, "the fact drop_last must be true or false"),
+        ({"facts": {"own": math.inf}}, "plain numbers; 'own' is inf"),
+        ({"facts": {"own": "text"}}, "plain numbers; 'own' is 'text'"),
     ],
 )
 def test_updates_that_do_not_fit_are_refused(two_layers, tiny, change, message):
@@ -172,14 +196,20 @@ def test_what_the_client_did_not_send_is_named(two_layers, tiny):
 def test_saved_updates_come_back_whole(tmp_path, batch):
     model = gleak.build_model("resnet18", batch, seed=1)
     update = gleak.fedsgd(model, batch)
-    update = dataclasses.replace(update, facts={"lr": 0.1})
+    statistics = {"1.bn1": (torch.ones(64), torch.full((64,), 2.0))}
+    update = dataclasses.replace(
+        update, facts={"lr": 0.1, "own": 3}, precision=0.01, statistics=statistics
+    )
     update.save(tmp_path / "update.safetensors")
     loaded = gleak.Update.load(
         tmp_path / "update.safetensors", gleak.build_model("resnet18", batch, seed=2)
     )
     assert loaded.num_samples == 4
     assert loaded.input_shape == (3, 32, 32)
-    assert loaded.facts == {"lr": 0.1}
+    assert loaded.facts == {"lr": 0.1, "own": 3}
+    assert loaded.precision == 0.01
+    for value, saved in zip(statistics["1.bn1"], loaded.statistics["1.bn1"], strict=True):
+        assert torch.equal(value, saved)
     assert str(loaded) == str(update)
     for name, value in update.gradient.items():
         assert torch.equal(value, loaded.gradient[name])
@@ -197,3 +227,189 @@ def test_files_that_are_no_updates_are_refused(tmp_path, batch, tiny, two_layers
     with pytest.raises(ValueError, match="the saved model does not fit the model"):
         gleak.Update.load(tmp_path / "good", gleak.build_model("lenet", batch))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad", "good"]
+    save_file({"x": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="not one that Update.save wrote"):
+        gleak.Update.load(tmp_path / "other", two_layers)
+    for about in ("[]", "no JSON", "{}"):
+        save_file({"model.x": torch.ones(1)}, tmp_path / "part", metadata={"gleak": about})
+        with pytest.raises(ValueError, match="not one that Update.save wrote|not a whole update"):
+            gleak.Update.load(tmp_path / "part", two_layers)
+
+
+def test_an_update_is_of_one_kind(two_layers, tiny):
+    sent = dict(gleak.fedsgd(two_layers, tiny).gradient)
+    made = gleak.Update(two_layers, 3, (1, 4, 4), gradient=sent)
+    assert type(made) is GradientUpdate
+    made = gleak.Update(two_layers, 3, (1, 4, 4), weights_after=sent, facts={"lr": 1})
+    assert type(made) is WeightsUpdate
+    for both in ({}, {"gradient": sent, "weights_after": sent}):
+        with pytest.raises(ValueError, match="either a gradient or the weights"):
+            gleak.Update(two_layers, 3, (1, 4, 4), **both)
+    with pytest.raises(TypeError, match="weights_after"):
+        GradientUpdate(two_layers, 3, (1, 4, 4), weights_after=sent)
+
+
+KINDS = pytest.mark.parametrize("client", [gleak.fedsgd, gleak.fedavg])
+
+
+@KINDS
+def test_nothing_in_an_update_can_be_set(two_layers, tiny, client):
+    update = client(two_layers, tiny)
+    for mapping in (update.sent, update.facts, update.statistics):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            mapping["1.bias"] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        update.num_samples = 7
+    own = {"lr": 0.1}  # what its maker does with this later does not matter
+    update = dataclasses.replace(update, facts=own)
+    own["lr"] = 0.2
+    assert update.told("lr") == [0.1]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """A list that grows with each forward pass of a flatten layer."""
+    done = []
+    plain = nn.Flatten.forward
+    monkeypatch.setattr(nn.Flatten, "forward", lambda *given: done.append(1) or plain(*given))
+    return done
+
+
+@KINDS
+def test_a_replaced_or_copied_update_runs_no_forward_pass(two_layers, tiny, client, passes):
+    update = client(two_layers, tiny)
+    assert passes  # of the client, and the one that finds the classifier
+    passes.clear()
+    changed = dataclasses.replace(update, facts={"lr": 0.1, "epochs": 2, "batch_size": 3})
+    changed.as_gradient()
+    defences.clip(changed, 0.1).classifier_gradient()
+    defences.aggregate([changed, changed])
+    copy.deepcopy(changed)
+    str(changed)
+    assert not passes
+    assert changed.classifier.name == "3"
+    changed.forward(tiny.images)
+    assert passes
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda u: pickle.loads(pickle.dumps(u))]
+)
+def test_copies_are_whole_and_as_closed(tiny, client, copied):
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    update = dataclasses.replace(
+        client(norm, tiny),
+        facts={"lr": 0.5},
+        statistics={"1": (torch.zeros(16), torch.ones(16))},
+        precision=0.01,
+    )
+    other = copied(update)
+    assert type(other) is type(update)
+    assert str(other) == str(update)
+    for name, value in update.sent.items():
+        assert torch.equal(other.sent[name], value)
+    assert torch.equal(other.statistics["1"][1], torch.ones(16))
+    with pytest.raises(TypeError):
+        other.facts["lr"] = 1.0
+
+
+def test_any_fact_can_be_told(two_layers, tiny):
+    update = dataclasses.replace(gleak.fedsgd(two_layers, tiny), facts={"weight_decay": 0.01})
+    assert update.told("weight_decay") == [0.01]
+    assert "weight_decay = 0.01" in str(update)
+    with pytest.raises(gleak.MissingKnowledge, match="needs lr, which"):
+        update.told("lr", "weight_decay")
+
+
+def test_the_short_form_is_short(batch):
+    model = gleak.build_model("resnet18", batch)
+    for update in (gleak.fedsgd(model, batch), gleak.fedavg(model, batch)):
+        assert len(repr(update)) < 200
+        assert "\n" not in repr(update)
+        assert "4 samples of 3x32x32, 10 classes" in repr(update)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float64, 2**-53),
+        (torch.float32, 2**-24),
+        (torch.float16, 2**-11),
+        (torch.bfloat16, 2**-8),
+    ],
+)
+@pytest.mark.parametrize("carried", [False, True], ids=["own", "carried"])
+def test_the_precision_shows_in_the_digits(batch, dtype, precision, carried):
+    update = gleak.fedsgd(gleak.build_model("lenet", batch).double(), batch)
+    assert update.precision == 2**-53
+    rounded = {name: value.to(dtype) for name, value in update.gradient.items()}
+    if carried:  # in a wider format, as a server may keep it
+        rounded = {name: value.double() for name, value in rounded.items()}
+    short = dataclasses.replace(update, gradient=rounded)
+    assert short.precision == precision
+    exact, found = (
+        torch.cat([value.double().flatten() for value in sent.gradient.values()])
+        for sent in (update, short)
+    )
+    clear = exact.abs() > 1e-4  # float16 has fewer digits below 6e-5
+    worst = ((found - exact) / exact)[clear].abs().max()
+    assert precision == 2**-53 or precision / 2 < worst <= precision
+    assert ("precision" in str(short)) == (precision > 2**-24)
+    assert defences.prune(short, 0.5).precision == precision  # zeros tell nothing
+    # read anew when other values take its place, unless it was said
+    assert dataclasses.replace(short, gradient=update.gradient).precision == 2**-53
+    said = dataclasses.replace(short, precision=0.5)
+    assert dataclasses.replace(said, gradient=update.gradient).precision == 0.5
+
+
+def test_few_sizes_are_no_evidence_of_rounding(batch):
+    update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
+    few = {
+        "zeros": torch.zeros_like,
+        "signs": torch.sign,
+        "one value": lambda g: torch.full_like(g, 0.5),
+        "a grid of 8 bits": lambda g: (g / g.abs().max() * 127).round(),
+    }
+    for name, change in few.items():
+        sent = {n: change(g) for n, g in update.gradient.items()}
+        assert dataclasses.replace(update, gradient=sent).precision == 2**-24, name
+        sent = {n: g.half() for n, g in sent.items()}
+        assert dataclasses.replace(update, gradient=sent).precision == 2**-11, name
+    alone = {"1.7.bias": update.gradient["1.7.bias"].bfloat16()}  # ten values in a short format
+    assert dataclasses.replace(update, gradient=alone).precision == 2**-8
+    assert defences.cast(update, torch.bfloat16).precision == 2**-8
+
+
+def test_the_precision_of_weights_is_theirs_and_stays_with_their_gradient(batch):
+    model = gleak.build_model("lenet", batch)
+    update = gleak.fedavg(model, batch, lr=0.1)
+    assert update.precision == update.as_gradient().precision == 2**-24
+    after = {name: value.bfloat16() for name, value in update.weights_after.items()}
+    known = {"num_samples": 4, "input_shape": (3, 32, 32)} | dict(update.facts)
+    short = gleak.Update.from_weights(None, after, model, **known)
+    assert short.weights_after["1.7.bias"].dtype == torch.float32
+    assert short.precision == short.as_gradient().precision == 2**-8
+    exact, found = update.equivalent_gradient(), short.equivalent_gradient()
+    for name, value in update.weights_after.items():  # the bound of the docstring
+        assert ((found[name] - exact[name]).abs() <= 2**-8 * value.abs() / 0.1 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"2": (torch.ones(16), torch.ones(16))}, "no batch norm layer 2"),
+        ({"1": (torch.ones(15), torch.ones(16))}, "a mean and a variance of 16"),
+        ({"1": (torch.ones(16), -torch.ones(16))}, "finite, the variance >= 0"),
+        ({"1": (torch.ones(16) * torch.nan, torch.ones(16))}, "finite, the variance >= 0"),
+        ({"1": (torch.ones(16),)}, "a mean and a variance of 16"),
+    ],
+)
+def test_statistics_of_batch_norm(tiny, statistics, message):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    update = gleak.fedsgd(model, tiny)
+    assert "statistics  " not in str(update)
+    known = dataclasses.replace(update, statistics={"1": (torch.zeros(16), torch.ones(16))})
+    assert "statistics  of what entered 1 batch norm layers" in str(known)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(update, statistics=statistics)

@@ -107,7 +107,7 @@ def test_before_must_be_whole_and_facts_known(run, two_layers):
     with pytest.raises(ValueError, match="`before` does not fit the model: 1.weight, 3.bias"):
         gleak.Update.from_weights(part, part, two_layers, **known)
     with pytest.raises(ValueError, match="facts are plain numbers"):
-        gleak.Update.from_weights(None, part, two_layers, labels=3, **known)
+        gleak.Update.from_weights(None, part, two_layers, labels=[3], **known)
 
 
 def huge_header(path):

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from gleak.client import local_batches
 from gleak.inversion.gradients import Tensors, Weights, checkpointed
-from gleak.update import MissingKnowledge, Update, weight_of_steps
+from gleak.update import MissingKnowledge, Update, WeightsUpdate, weight_of_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +216,7 @@ def known_model(update: Update, model: str | UpdateModel) -> UpdateModel:
     needs = dict(UPDATE_MODELS.values())
     if plain not in needs:
         return model
-    if update.gradient is None:
+    if isinstance(update, WeightsUpdate):
         update.told(*needs[plain])
     elif plain is not equivalent:
         raise MissingKnowledge(
@@ -245,7 +245,7 @@ def start_of(update: Update) -> Weights:
     return {name: p.detach() for name, p in update.model.named_parameters() if p.requires_grad}
 
 
-def ends_of(update: Update) -> tuple[Weights, Weights]:
+def ends_of(update: WeightsUpdate) -> tuple[Weights, Weights]:
     """W0 and WT, cut off from autograd; what was not sent counts as unchanged."""
     before = start_of(update)
     return before, before | dict(update.weights_after)

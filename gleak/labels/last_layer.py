@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gleak.data import Batch
-from gleak.update import MissingKnowledge, Update
+from gleak.update import MissingKnowledge, Update, WeightsUpdate
 
 PATH = {"start": (0.0,), "end": (1.0,), "average": (0.0, 1.0)}
 DISTRIBUTIONS = ("gaussian", "natural")
@@ -67,13 +67,13 @@ class Case:
     @property
     def places(self) -> list[Update]:
         """The update with its model at each place along the path where statistics are taken."""
-        if self.update.weights_after is None:
+        if not isinstance(self.update, WeightsUpdate):
             return [self.update]
         return [self.update.as_gradient(place) for place in PATH[self.along]]
 
     def at(self, place: float) -> "Case":
         """The case with its update read as one gradient, taken at W0 + place (WT - W0)."""
-        if self.update.weights_after is None:
+        if not isinstance(self.update, WeightsUpdate):
             return self
         return replace(self, update=self.update.as_gradient(place))
 
@@ -151,7 +151,7 @@ class Case:
         times less. An update that holds the gradient itself has none of this.
         """
         before = getattr(self.update.classifier, kind)
-        if self.update.weights_after is None:
+        if not isinstance(self.update, WeightsUpdate):
             return torch.zeros_like(before, dtype=torch.float64)
         after = self.update.weights_after[f"{self.update.classifier.name}.{kind}"]
         size = torch.maximum(before.abs(), after.abs()).double()

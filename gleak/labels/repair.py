@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 
 from gleak.labels.features import features_at_once
 from gleak.labels.singles import single_images
-from gleak.update import MissingKnowledge, Update
+from gleak.update import GradientUpdate, MissingKnowledge, Update
 
 
 def least_counts(update: Update) -> torch.Tensor:
@@ -110,6 +110,6 @@ def fits(update: Update, counts: torch.Tensor, attempts: int = 4) -> bool:
 def classifier_gradient(update: Update) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of W and b; MissingKnowledge where these proofs have no ground."""
     weight, bias = update.classifier_gradient()
-    if update.gradient is None or bias is None:
+    if not isinstance(update, GradientUpdate) or bias is None:
         raise MissingKnowledge("counts are proven by the gradient of one step, with its bias")
     return weight, bias
