@@ -46,7 +46,7 @@ def fedsgd(
         model,
         gradient=dict(zip(parameters, gradient, strict=True)),
         num_samples=len(batch),
-        input_shape=tuple(batch.images.shape[1:]),
+        input_shape=shape_of(batch),
     )
 
 
@@ -115,7 +115,7 @@ def fedavg(
     return WeightsUpdate(
         sent,
         num_samples=len(batch),
-        input_shape=tuple(batch.images.shape[1:]),
+        input_shape=shape_of(batch),
         weights_after=after,
         facts={name: facts[name] for name in reveal},
     )
@@ -173,7 +173,13 @@ def private_fedsgd(
         noise = torch.randn(gradient.shape[1:], generator=draws).to(gradient)
         total = torch.einsum("k,k...->...", factors, gradient)
         sent[name] = (total + noise_multiplier * max_norm * noise) / size
-    return GradientUpdate(model, len(batch), tuple(batch.images.shape[1:]), gradient=sent)
+    return GradientUpdate(model, len(batch), shape_of(batch), gradient=sent)
+
+
+def shape_of(batch: Batch) -> tuple[int, int, int]:
+    """(C, H, W) of one image."""
+    _, channels, height, width = batch.images.shape
+    return channels, height, width
 
 
 def sample_gradients(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

@@ -215,8 +215,8 @@ def replaced(update: Update, sent: Message) -> Update:
     if isinstance(update, WeightsUpdate):
         before = dict(update.model.named_parameters())
         after = {name: before[name].detach() + change for name, change in sent.items()}
-        return dataclasses.replace(update, weights_after=after)
-    return dataclasses.replace(update, gradient=sent)
+        return update.resent(after)
+    return update.resent(sent)
 
 
 def check(condition: bool, message: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -143,7 +143,7 @@ def headless(update: Update) -> Update:
     """The update without the classifier, which stays with the client (FedPer, Arivazhagan 2019)."""
     own = update.classifier_name
     kept = {name: tensor for name, tensor in update.sent.items() if name.rpartition(".")[0] != own}
-    return replace(update, **{update.holds: kept})
+    return update.resent(kept)
 
 
 def noise(update: Update, strength: float, seed: int) -> Update:

@@ -4,11 +4,11 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class Update(ABC):
     """One client's message, with all that the server knows besides.
 
     There are two kinds, `GradientUpdate` and `WeightsUpdate`; `Update(..., gradient=...)` and
-    `Update(..., weights_after=...)` make one of them.
+    `Update(..., weights_after=...)` make one of them. (A type checker knows the kinds alone.)
 
     model: the network as the server sent it, in the mode (train or eval) the client ran it in.
     num_samples: K, how many samples the client used.
@@ -152,6 +152,11 @@ class Update(ABC):
     def sent(self) -> Mapping[str, torch.Tensor]:
         """Parameter name -> tensor as it came: of the gradient, or of the weights after."""
         return getattr(self, self.holds)
+
+    def resent(self, sent: Mapping[str, torch.Tensor]) -> Self:
+        """The update with this in place of what was sent, of the same kind."""
+        change: dict[str, Any] = {self.holds: sent}
+        return replace(self, **change)
 
     @property
     def classifier(self) -> Classifier:
@@ -325,14 +330,16 @@ class Update(ABC):
             model.load_state_dict(weights)
             layers = {name.rpartition(".")[0] for name in statistics}
             known = {n: (statistics[f"{n}.mean"], statistics[f"{n}.variance"]) for n in layers}
-            return Update(
+            kind = GradientUpdate if parts["gradient"] else WeightsUpdate
+            sent: dict[str, Any] = {kind.holds: parts[kind.holds]}
+            return kind(
                 model,
                 about["num_samples"],
-                tuple(about["input_shape"]),
+                about["input_shape"],
                 facts=about["facts"],
                 statistics=known,
                 precision=about.get("precision", Derived("nan")),
-                **{kind: sent for kind, sent in parts.items() if sent},
+                **sent,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a whole update: {error}") from error
@@ -442,6 +449,14 @@ class WeightsUpdate(Update):
 
     weights_after: Mapping[str, torch.Tensor]
     holds: ClassVar[str] = "weights_after"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if {"epochs", "batch_size"} <= self.facts.keys() and self.local_steps < 1:
+            raise ValueError(
+                f"drop_last leaves no step of {self.facts['batch_size']} from "
+                f"{self.num_samples} samples"
+            )
 
     @property
     def local_steps(self) -> int:

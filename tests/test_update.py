@@ -322,6 +322,14 @@ def test_any_fact_can_be_told(two_layers, tiny):
         update.told("lr", "weight_decay")
 
 
+def test_facts_that_leave_no_step_are_refused(two_layers, tiny):
+    update = gleak.fedavg(two_layers, tiny)
+    facts = {"epochs": 1, "batch_size": 4, "drop_last": True}
+    with pytest.raises(ValueError, match="drop_last leaves no step of 4 from 3"):
+        dataclasses.replace(update, facts=facts)
+    assert dataclasses.replace(update, facts=facts | {"drop_last": False}).local_steps == 1
+
+
 def test_the_short_form_is_short(batch):
     model = gleak.build_model("resnet18", batch)
     for update in (gleak.fedsgd(model, batch), gleak.fedavg(model, batch)):
