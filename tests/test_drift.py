@@ -4,7 +4,8 @@ from torch import nn
 
 import gleak
 from gleak.inversion import labels_of, unrolled
-from gleak.inversion.closed.peel import peel
+from gleak.inversion.closed import peel
+from gleak.inversion.closed.known import with_precision
 from gleak.inversion.closed.relu import active_shares
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.labels.features import image_features
@@ -104,11 +105,9 @@ def test_what_rounds_cannot_take_is_refused(batch):
 def test_with_little_drift_layers_before_the_last_are_peeled_too(batch, epochs):
     net = gleak.build_model("convnet", batch, seed=1)
     middle = gleak.fedavg(net, batch, epochs=epochs, lr=0.001).as_gradient()
-    peeled = peel(middle, batch.label_counts, 0.05)
-    assert peeled.depth == peel(gleak.fedsgd(net, batch), batch.label_counts).depth
-    exact = batch.images[batch.labels.argsort()]
-    for layer in peeled.layers[: peeled.depth]:
-        exact = layer(exact)
+    peeled = peel(with_precision(middle, 0.05), batch.label_counts)
+    assert peeled.place == peel(gleak.fedsgd(net, batch), batch.label_counts).place
+    exact = peeled.trunk(batch.images[batch.labels.argsort()])
     assert error(peeled.activations, exact) < 0.005
 
 

@@ -18,10 +18,9 @@ from typing import Any, Self
 import pandas as pd
 import torch
 
-from gleak.inversion.closed.peel import Peeled, peel
-from gleak.inversion.closed.spear import exact_images
+from gleak.inversion.closed import Peeled, exact_images, peel
 from gleak.inversion.distances import DISTANCES, Gradient
-from gleak.inversion.objective import Objective, is_image, precision_of
+from gleak.inversion.objective import Objective
 from gleak.inversion.search import Inversion, search
 from gleak.inversion.terms import TERMS, Term, as_term, check_number, weighted
 from gleak.inversion.update_models import UpdateModel, known_model, name_of
@@ -217,8 +216,8 @@ class GradientMatching(Attack):
         peeled = None
         if self.features:
             counts = torch.bincount(labels, minlength=update.num_classes)
-            peeled = peel(update, counts, precision_of(update))
-            if is_image(peeled):
+            peeled = peel(update, counts)
+            if peeled.is_image:
                 raise ValueError(
                     "the closed form ends at the images: there are no features left to search for; "
                     'attack="gleak" returns these images'

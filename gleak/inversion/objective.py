@@ -7,10 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from gleak.inversion.batch_norm import batch_norm_targets, listen
+from gleak.inversion.batch_norm import Targets, batch_norm_targets, listen
 from gleak.inversion.finite_difference import (
     difference_fits,
     differenced_gradient,
@@ -23,7 +22,7 @@ from gleak.update import MissingKnowledge, Update
 
 if TYPE_CHECKING:
     from gleak.inversion.attack import Distance, GradientMatching
-    from gleak.inversion.closed.peel import Peeled
+    from gleak.inversion.closed import Peeled
 
 Inputs = list[torch.Tensor]
 Step = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]
@@ -58,8 +57,8 @@ class Objective:
         self.trunk = None
         if "features" in weighted:
             assert peeled is not None
-            self.trunk = trunk_of(peeled)
-            names = [name for name in names if name in parameters_below(peeled, update.model)]
+            self.trunk = peeled.trunk
+            names = [name for name in names if name in peeled.parameters]  # the rest is used up
             self.known |= {"peeled": peeled.activations, "spread": self.spread(peeled.activations)}
         if not scaled and needs_scale(attack.distance_function, list(sent.values())):
             raise MissingKnowledge(
@@ -69,9 +68,9 @@ class Objective:
         self.names, self.observed = names, [sent[name] for name in names]
         self.known["observed"] = self.observed
         self.simulation = update_model(update, names, seed)
-        self.norms = {}
+        self.norms: Targets = {}
         if "entered" in weighted:
-            self.norms = batch_norm_targets(update.model, statistics_of(update))
+            self.norms = batch_norm_targets(update)
             self.known["norms"] = self.norms
         self.gradient: GradientOf = partial(local_gradient, update.model)
         self.step: Callable[[Inputs, torch.Tensor], Step] = self.eager_step
@@ -102,7 +101,7 @@ class Objective:
         seen = {**self.known, "images": self.enlarge(images)}
         images = seen["images"]
         if self.norms:
-            with listen(self.update.model, self.norms) as seen["entered"]:
+            with listen(self.norms) as seen["entered"]:
                 seen["simulated"] = self.simulation.run(gradient, images, targets, *learnt)
         elif self.simulates:
             seen["simulated"] = self.simulation.run(gradient, images, targets, *learnt)
@@ -192,30 +191,3 @@ def compiled(function: Callable, fallback: Callable) -> Callable:
             return current(*inputs)
 
     return call
-
-
-# -- what was peeled, and what else the update tells ----------------------------------------------
-
-
-def is_image(peeled: Peeled) -> bool:
-    """Whether the closed form ends at the images themselves."""
-    return peeled.depth == 0
-
-
-def trunk_of(peeled: Peeled) -> nn.Module:
-    """From images to the place of the activations."""
-    return nn.Sequential(*peeled.layers[: peeled.depth])
-
-
-def parameters_below(peeled: Peeled, model: nn.Module) -> set[str]:
-    """Names of the parameters between the images and that place; what is behind is used up."""
-    below = {id(p) for layer in peeled.layers[: peeled.depth] for p in layer.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in below}
-
-
-def precision_of(update: Update) -> float:
-    return getattr(update, "precision", 0.0)
-
-
-def statistics_of(update: Update) -> Any:
-    return getattr(update, "statistics", None) or None

@@ -13,13 +13,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, found_at_once
-from gleak.inversion.closed.peel import TOLERANCE, Peeled, peel
+from gleak.inversion.closed import Peeled, peel
+from gleak.inversion.closed.peel import TOLERANCE
 from gleak.inversion.drift import classifier_drift, undrifted
-from gleak.inversion.objective import is_image, precision_of
 from gleak.inversion.presets import (
     GLEAK_COARSE,
     GLEAK_FEATURES,
@@ -38,7 +36,7 @@ from gleak.inversion.update_models import (
     unrolled,
 )
 from gleak.labels.features import image_features
-from gleak.update import MissingKnowledge, Update
+from gleak.update import GradientUpdate, MissingKnowledge, Update
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
@@ -73,7 +71,7 @@ class Gleak(Attack):
         An update model of the options decides for weights: "equivalent" reads them as one gradient
         in the middle of the client's way, any other serves to undo the drift.
         """
-        if update.gradient is not None:
+        if isinstance(update, GradientUpdate):
             return self.of_gradient(update, labels, options)
         if options.update_model is equivalent:
             return in_the_middle(self.of_gradient(update.as_gradient(), labels, options))
@@ -85,17 +83,17 @@ class Gleak(Attack):
         matching, fell_back = GLEAK_GRADIENT.override(**self.settings), ()
         peeled = None
         try:
-            peeled = peel(update, counts_of(update, labels), precision_of(update))
+            peeled = peel(update, counts_of(update, labels))
         except MissingKnowledge as error:
             if matching.features:
                 raise
             fell_back = (f"closed form: {error}",)
-        if peeled and is_image(peeled):
+        if peeled and peeled.is_image:
             return found_at_once(peeled.activations, labels, "closed form")
-        if peeled and ends_before_features(peeled):
+        if peeled and not peeled.is_features:
             matching = preset_for(peeled, update).override(**self.settings)
         elif peeled:
-            fell_back = (f"closed form: it ends at {peeled}",)
+            fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
         found = matching.search(update, labels, options, peeled)
         return replace(found, fell_back=fell_back)
 
@@ -128,7 +126,7 @@ class Gleak(Attack):
         Raises MissingKnowledge where no round has a closed form.
         """
         counts, seed = counts_of(update, labels), options.seed
-        precision = max(LOOSE, precision_of(update))
+        precision = max(LOOSE, update.precision)
         middle = flat = update.as_gradient()
         best, nearest, left, closed = None, torch.inf, None, False
         histories: list[pd.DataFrame] = []
@@ -144,7 +142,8 @@ class Gleak(Attack):
             now = replace(options, snapshots=[step - done for step in options.snapshots])
             peeled = None
             try:  # the layers before the last are worth their time in the end only
-                peeled = peel(flat, counts, precision, TOLERANCE if final else 0)
+                allowed = TOLERANCE if final else 0.0
+                peeled = peel(replace(flat, precision=precision), counts, misfit_allowed=allowed)
             except MissingKnowledge:
                 if best:
                     break
@@ -204,19 +203,8 @@ def in_the_middle(found: Inversion) -> Inversion:
     return replace(found, way=f"read as one gradient in the middle of the way; {found.way}")
 
 
-# -- what was peeled ------------------------------------------------------------------------------
-
-
-def ends_before_features(peeled: Peeled) -> bool:
-    """Whether more was peeled than the features in front of the classifier."""
-    return peeled.depth < len(peeled.layers) - 1
-
-
 def preset_for(peeled: Peeled, update: Update) -> GradientMatching:
     """The search that fits what was peeled."""
-    pieces = peeled.layers[: peeled.depth]
-    rough = any(isinstance(layer, nn.ReLU | nn.MaxPool2d) for layer in pieces)
-    deep = any(isinstance(layer, BasicBlock) for layer in pieces)
-    if deep or (rough and min(update.input_shape[1:]) >= 64):
+    if peeled.deep or (peeled.rough and min(update.input_shape[1:]) >= 64):
         return GLEAK_COARSE
-    return GLEAK_FEATURES if rough else GLEAK_SMOOTH
+    return GLEAK_FEATURES if peeled.rough else GLEAK_SMOOTH

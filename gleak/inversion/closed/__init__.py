@@ -1,1 +1,17 @@
-"""What a gradient gives away in closed form."""
+"""What a gradient gives away in closed form: activations, and sometimes images.
+
+graph     the traced graph of a network
+chain     the network as a chain of layers
+known     what is known on the way down: the gradient, and a place between two layers
+layers    what can be told of each kind of layer: a table
+peel      from the classifier towards the image, layer by layer
+relu      which units behind a layer were active
+residual  through residual blocks, pooling and batch norm
+spear     images from a first linear layer
+solve     linear algebra that these share
+"""
+
+from gleak.inversion.closed.peel import Peeled, peel
+from gleak.inversion.closed.spear import exact_images, spear
+
+__all__ = ["Peeled", "exact_images", "peel", "spear"]

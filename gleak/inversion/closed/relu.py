@@ -12,18 +12,82 @@ shares change, the part that other inputs could make up for tells nothing: only 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from torch import nn
 
-from gleak.inversion.closed.solve import by_tap, input_equations, taps
+from gleak.inversion.closed.known import FLOAT32, scaled
+from gleak.inversion.closed.solve import (
+    by_tap,
+    double,
+    input_equations,
+    rank_cut,
+    solve_input,
+    taps,
+)
+
+ROUNDS = 6  # of telling which units of a layer were active
+HOPELESS = 30  # times the misfit allowed: more than units near zero can explain
+
+
+def inverse_relu(
+    layer: nn.Module, outputs: torch.Tensor, shape: tuple[int, ...], rounding: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What entered a ReLU, and where that is known: where it was active.
+
+    outputs: (K, ...) up to noise. What is zero comes out of least squares as noise, as large as the
+    negative values, of which there are none behind a ReLU.
+    """
+    noise = -outputs.flatten(1).amin(1).clamp_max(0).view(-1, *[1] * (outputs.ndim - 1))
+    active = outputs > (1.5 * noise).clamp_min(scaled(2e-6, rounding) * outputs.max())
+    return torch.where(active, outputs, 0.0), active
+
+
+def settle_units(
+    layer: nn.Conv2d | nn.Linear,
+    above: torch.Tensor,
+    active: torch.Tensor,
+    observed: torch.Tensor,
+    inputs: torch.Tensor,
+    misfit: float,
+    rounding: float = FLOAT32,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The slope at a layer's output, its input and their misfit, better than they were.
+
+    above: the slope behind the ReLU that follows, (K, ...). With almost right inputs, the layer
+    itself says which of its units were active, and these give better inputs.
+    """
+    slope, share = above * active, active.double()
+    near_zero = 0.1 if misfit < 0.1 else 0.2
+    solved = scaled(1e-5, rounding)  # an equation with right slopes, rounding summed up
+    for _ in range(ROUNDS):
+        if misfit < solved:
+            break
+        with torch.no_grad():
+            outputs = double(layer, inputs)
+        share = active_shares(layer, above, observed, inputs, outputs, share, near_zero, rounding)
+        tried = above * share
+        try:
+            found, left = solve_input(
+                layer, tried, observed, outputs, outputs > 0, inputs.shape[1:], rounding
+            )
+        except ArithmeticError:
+            break
+        slow = left > 0.7 * misfit
+        if left < misfit:
+            slope, inputs, misfit = tried, found, left
+        if slow:
+            break
+    return slope, inputs, misfit
 
 
 def active_shares(
-    layer,
+    layer: nn.Conv2d | nn.Linear,
     slope: torch.Tensor,
     observed: torch.Tensor,
     inputs: torch.Tensor,
     outputs: torch.Tensor,
     share: torch.Tensor,
     near_zero: float = 0.1,
+    rounding: float = FLOAT32,
 ) -> torch.Tensor:
     """For how much of the way each unit behind a linear or convolutional layer was active.
 
@@ -40,7 +104,7 @@ def active_shares(
     # the part of the gradient that no inputs explain, in units of its size
     matrix = input_equations(layer, slope * share, inputs.shape[1:])
     span, values, _ = torch.linalg.svd(matrix.flatten(0, 1), full_matrices=False)
-    span = span[:, values > 1e-6 * values[0]]
+    span = span[:, values > rank_cut(rounding) * values[0]]
     missing = by_tap(observed).flatten(0, 1)
     missing = missing - span @ (span.T @ missing)
     unit = missing.norm()
@@ -55,7 +119,7 @@ def active_shares(
     scale = scale.clamp_min(1e-30)
     slopes = (slopes / scale).float()
 
-    def loss(changes):
+    def loss(changes: np.ndarray) -> tuple[float, np.ndarray]:
         weights = slopes.new_zeros(asked.shape)
         weights[asked] = torch.from_numpy(changes).to(slopes) * slopes
         made = (weights @ seen).view_as(missing)

@@ -20,11 +20,14 @@ the batch norm before gives that, too.
 Where a layer has fewer weights than the batch has values, it ends.
 """
 
+from dataclasses import dataclass
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
+from gleak.inversion.closed.chain import BasicBlock
+from gleak.inversion.closed.known import Place, Sent, scaled
 from gleak.inversion.closed.solve import (
     by_tap,
     double,
@@ -38,31 +41,42 @@ from gleak.inversion.closed.solve import (
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
-SETTLED = 1e-7  # relative change of the standardised values at which they end
+AGREES = 2e-3  # relative error of the features below which a block's input is right
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """Values (K, C, H, W) less their mean, over their deviation (C, 1, 1)."""
+
+    values: torch.Tensor
+    deviation: torch.Tensor
 
 
 class Norm:
-    """A batch norm layer as the client ran it; `sent` holds its own gradients, in float64."""
+    """A batch norm layer as the client ran it, with its own gradients, in float64."""
 
-    def __init__(self, layer: nn.BatchNorm2d, name: str, sent: dict):
+    def __init__(self, layer: nn.BatchNorm2d, sent: Sent) -> None:
         self.training = layer.training
         self.eps = layer.eps
+        self.rounding = sent.rounding
         self.weight = layer.weight.detach().double()[:, None, None]
         self.bias = layer.bias.detach().double()[:, None, None]
         self.mean = layer.running_mean.double()[:, None, None]
         self.deviation = (layer.running_var.double()[:, None, None] + self.eps).sqrt()
-        self.weight_gradient, self.bias_gradient = sent[f"{name}.weight"], sent[f"{name}.bias"]
+        self.weight_gradient, self.bias_gradient = sent.of(layer.weight), sent.of(layer.bias)
 
-    def standardise(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (K, C, H, W) less their mean, over their deviation, which is remembered."""
+    def standardise(self, values: torch.Tensor) -> Standard:
+        """Of values (K, C, H, W): by the running statistics, or their own in train mode."""
+        mean, deviation = self.mean, self.deviation
         if self.training:
-            self.mean = values.mean((0, 2, 3))[:, None, None]
+            mean = values.mean((0, 2, 3))[:, None, None]
             variance = values.var((0, 2, 3), unbiased=False)[:, None, None]
-            self.deviation = (variance + self.eps).sqrt()
-        return (values - self.mean) / self.deviation
+            deviation = (variance + self.eps).sqrt()
+        return Standard((values - mean) / deviation, deviation)
 
-    def output(self, values: torch.Tensor) -> torch.Tensor:
-        return self.weight * self.standardise(values) + self.bias
+    def guess(self, values: torch.Tensor) -> Standard:
+        """Standardised values to begin with, before anything tells their deviation."""
+        return Standard(values, torch.ones_like(self.weight) if self.training else self.deviation)
 
     def inverse(self, output: torch.Tensor) -> torch.Tensor:
         """The standardised values behind an output."""
@@ -76,81 +90,102 @@ class Norm:
         bias, weight = (gradient[:, None, None] for gradient in gradients)
         return (bias + weight * standard) / standard[:, 0].numel()
 
-    def slope(self, above: torch.Tensor, standard: torch.Tensor) -> torch.Tensor:
+    def slope(self, above: torch.Tensor, standard: Standard) -> torch.Tensor:
         """The slope at the layer's input from the one at its output."""
-        return (above - self.absorbed(standard)) * self.weight / self.deviation
+        return (above - self.absorbed(standard.values)) * self.weight / standard.deviation
+
+    def settled(self, before: Standard, after: Standard) -> bool:
+        """Whether the rounds between slope and input are over: in eval mode there is only one."""
+        if not self.training:
+            return True
+        change = (after.values - before.values).norm()
+        return bool(change < scaled(1e-7, self.rounding) * after.values.norm())
 
 
 class Block:
     """One residual block, its convolutions and norms with their gradients."""
 
-    def __init__(self, block: BasicBlock, name: str, sent: dict):
+    def __init__(self, block: BasicBlock, sent: Sent) -> None:
         self.conv1, self.conv2 = block.conv1, block.conv2
-        self.gradient1, self.gradient2 = sent[f"{name}.conv1.weight"], sent[f"{name}.conv2.weight"]
-        self.norm1 = Norm(block.bn1, f"{name}.bn1", sent)
-        self.norm2 = Norm(block.bn2, f"{name}.bn2", sent)
-        self.short = None
-        if block.downsample is not None:
-            self.short, norm = block.downsample
-            self.short_gradient = sent[f"{name}.downsample.0.weight"]
-            self.short_norm = Norm(norm, f"{name}.downsample.1", sent)
+        self.gradient1, self.gradient2 = sent.of(block.conv1.weight), sent.of(block.conv2.weight)
+        self.norm1, self.norm2 = Norm(block.norm1, sent), Norm(block.norm2, sent)
+        self.short = block.short
+        if block.short is not None and block.short_norm is not None:
+            self.short_gradient = sent.of(block.short.weight)
+            self.short_norm = Norm(block.short_norm, sent)
 
 
-def peel_blocks(layers, names, shapes, sent, pooled_slope):
-    """Yield the inputs (K, C, H, W) of the residual blocks in `layers`, the last one first.
+def through_block(
+    layer: BasicBlock, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+) -> Place:
+    """What is known in front of a block (values, slope and what went past), from behind it.
 
-    names: of the blocks; shapes: of what enters each block, and what leaves the last; pooled_slope
-    (K, M): of the loss by the pooled features. Ends where least squares has too few equations.
+    place: behind the block, as `tell_output` left it; or behind it and in front of a pooling over
+    all positions. shapes: of what enters the block and leaves it.
 
-    Raises ArithmeticError where it cannot even begin.
+    Raises ArithmeticError where that cannot be told.
     """
-    blocks = [Block(layer, name, sent) for layer, name in zip(layers, names, strict=True)]
-    above = last_slope(blocks[-1], shapes[-1], pooled_slope)
-    after = None  # the output of the block, where it is known
-    for index in range(len(blocks) - 1, -1, -1):
-        block = blocks[index]
-        inner = inner_input(block, above)
-        if inner is None:
-            return
-        inside, slope_inside, branch = inner
-        slope1 = pull_back(block.conv2, slope_inside, inside)
-        active, scale = settle(inside, slope1, 0.0, block.norm1)
-        inside, slope1 = inside / scale, slope1 * scale * active
-        found = block_input(block, slope1, inside, active, above, after, branch, shapes[index])
-        if found is None:
-            return
-        entered, slope, passed = found
-        if index:
-            active, scale = settle(entered, slope, passed, blocks[index - 1].norm2)
-            entered, slope = entered / scale, slope * scale
-        yield entered * active if index else entered
-        after, above = entered * active, (slope + passed) * active
+    block = Block(layer, sent)
+    above, after = place.slope, place.values
+    if after is None:
+        above = last_slope(block, shapes[1], place.slope, sent.rounding)
+    inside, slope_inside, branch = inner_input(block, above)
+    slope1 = pull_back(block.conv2, slope_inside, inside)
+    active, scale = settle(inside, slope1, 0.0, block.norm1)
+    inside, slope1 = inside / scale, slope1 * scale * active
+    return block_input(block, slope1, inside, active, above, after, branch, shapes[0])
 
 
-def last_slope(block: Block, shape, pooled_slope: torch.Tensor) -> torch.Tensor:
-    """The slope (K, M, H, W) behind the last block's ReLU: the pooled one where it was active."""
-    size, positions = len(pooled_slope), shape[1] * shape[2]
-    inputs = unmix(block.conv2, block.gradient2, shape, size, centred=block.norm2.training)
+def tell_output(layer: BasicBlock, place: Place, sent: Sent) -> Place:
+    """What a block tells of its own output: where its ReLU was active, and the scale.
+
+    The slope of the place that is returned is the one in front of that ReLU.
+    """
+    if place.values is None:
+        return place
+    norm = Norm(layer.norm2, sent)
+    active, scale = settle(place.values, place.slope, place.passed, norm)
+    slope = (place.slope * scale + place.passed) * active
+    return Place(slope, place.values / scale * active)
+
+
+def last_slope(
+    block: Block, shape: tuple[int, ...], even: torch.Tensor, rounding: float
+) -> torch.Tensor:
+    """The slope (K, M, H, W) in front of the last block's ReLU: `even` where it was active.
+
+    even: the slope behind it, as the pooling spreads it over the positions.
+    """
+    size, positions = len(even), shape[1] * shape[2]
+    centred = block.norm2.training
+    inputs = unmix(block.conv2, block.gradient2, shape, size, centred, rounding)
     patches = taps(block.conv2, inputs).permute(0, 3, 2, 1).flatten(2)
     patches = patches.flatten(0, 1)  # (K x positions, C x taps)
     observed = block.gradient2.flatten(1)
     slope = torch.linalg.lstsq(patches.T, observed.T).solution
     slope = slope.view(size, positions, -1).transpose(1, 2).reshape(size, *shape)
-    active = positive(inputs)
+    active = positive(inputs, rounding)
     behind = (pull_back(block.conv2, slope, inputs) * active).sum((2, 3))
     shares = torch.linalg.lstsq(behind.T, block.norm1.bias_gradient[:, None]).solution
     inputs, slope = inputs / shares[..., None, None], slope * shares[..., None, None]
     standard = block.norm2.standardise(double(block.conv2, inputs))
-    above = slope * block.norm2.deviation / block.norm2.weight + block.norm2.absorbed(standard)
+    absorbed = block.norm2.absorbed(standard.values)
+    above = slope * standard.deviation / block.norm2.weight + absorbed
     # Which of the inputs is which image? The one whose slopes are zero or as the pooled ones tell.
-    even = pooled_slope[:, :, None, None] / positions
     share = above[None] / even[:, None]  # (image, input, M, H, W)
     wrong = ((share - (share > 0.5).double()) * even[:, None]).square().sum((2, 3, 4))
     _, which = linear_sum_assignment(wrong.cpu())
     return even * (above[torch.from_numpy(which)] / even > 0.5)
 
 
-def unmix(layer, observed, shape, size: int, centred: bool) -> torch.Tensor:
+def unmix(
+    layer: nn.Conv2d,
+    observed: torch.Tensor,
+    shape: tuple[int, ...],
+    size: int,
+    centred: bool,
+    rounding: float,
+) -> torch.Tensor:
     """Inputs (K, C, H, W) of a convolution behind ReLU from its weight gradient alone.
 
     Each comes up to a factor, in no order. centred: batch norm in train mode makes the slopes sum
@@ -182,60 +217,63 @@ def unmix(layer, observed, shape, size: int, centred: bool) -> torch.Tensor:
     patches = torch.einsum("pi,kir,rct->kcpt", moves, mixtures, right)
     pixels = patches.flatten(2) @ inverse.T[:, : height * width]
     pixels = pixels.flatten(1)  # (K, C x H x W)
-    alone = separate(pixels.T, size) @ pixels
+    alone = separate(pixels.T, size, rounding=rounding) @ pixels
     alone = alone * alone.sum(1, keepdim=True).sign()
     return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
 
 
-def inner_input(block: Block, above):
+def inner_input(
+    block: Block, above: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What enters the second convolution, the slope at its output, and the norm's output."""
     norm, shape = block.norm2, (block.conv2.in_channels, *above.shape[2:])
-    standard = torch.zeros_like(above)
-    if norm.training:
-        norm.deviation = torch.ones_like(norm.weight)
+    standard = norm.guess(torch.zeros_like(above))
     for _ in range(ROUNDS):
         slope = norm.slope(above, standard)
         inputs = solve_inputs([(block.conv2, slope, block.gradient2)], shape)
-        if inputs is None:
-            return None
         before, standard = standard, norm.standardise(double(block.conv2, inputs))
-        if settled(norm, before, standard):
+        if norm.settled(before, standard):
             break
-    return inputs, norm.slope(above, standard), norm.weight * standard + norm.bias
+    return inputs, norm.slope(above, standard), norm.weight * standard.values + norm.bias
 
 
-def block_input(block: Block, slope1, inside, active, above, after, branch, shape):
+def block_input(
+    block: Block,
+    slope1: torch.Tensor,
+    inside: torch.Tensor,
+    active: torch.Tensor,
+    above: torch.Tensor,
+    after: torch.Tensor | None,
+    branch: torch.Tensor,
+    shape: tuple[int, ...],
+) -> Place:
     """What enters the block, the slope that its convolutions send there, and what goes past them.
 
-    inside, slope1: behind the first ReLU, active where it was; after: the block's output or None.
+    inside, slope1: behind the first ReLU, active where it was; above: the slope in front of the
+    last one; after: the block's output or None; branch: what the second norm gives.
     """
     norm = block.norm1
     known = norm.inverse(inside)
-    standard = torch.where(active, known, known[active].mean() - 2 * known[active].std())
-    if norm.training:
-        norm.deviation = torch.ones_like(norm.weight)
+    filled = torch.where(active, known, known[active].mean() - 2 * known[active].std())
+    standard = norm.guess(filled)
     short = block.short_norm if block.short is not None else None
     if short is not None:
         known_short, active_short = torch.zeros_like(above), torch.zeros_like(active[:, :1])
         if after is not None:
             known_short, active_short = short.inverse(after - branch), above != 0
-        standard_short = torch.where(active_short, known_short, 0.0)
-        if short.training:
-            short.deviation = torch.ones_like(short.weight)
+        standard_short = short.guess(torch.where(active_short, known_short, 0.0))
     for _ in range(ROUNDS):
         parts = [(block.conv1, norm.slope(slope1, standard), block.gradient1)]
         if short is not None:
             slope_short = short.slope(above, standard_short)
             parts.append((block.short, slope_short, block.short_gradient))
         inputs = solve_inputs(parts, shape)
-        if inputs is None:
-            return None
-        before, standard = standard, norm.standardise(double(block.conv1, inputs))
-        standard = torch.where(active, known, standard)
+        fresh = norm.standardise(double(block.conv1, inputs))
+        before, standard = standard, known_or(active, known, fresh)
         if short is not None:
             fresh = short.standardise(double(block.short, inputs))
-            standard_short = torch.where(active_short, known_short, fresh)
-        if settled(norm, before, standard):
+            standard_short = known_or(active_short, known_short, fresh)
+        if norm.settled(before, standard):
             break
     stride = block.conv1.stride[0]
     if norm.training and stride > 1:
@@ -246,15 +284,22 @@ def block_input(block: Block, slope1, inside, active, above, after, branch, shap
         inputs[..., ::stride, ::stride] = seen - seen.amin((0, 2, 3), keepdim=True)
     slope = pull_back(block.conv1, norm.slope(slope1, standard), inputs)
     if short is None:
-        return inputs, slope, above
+        return Place(slope, inputs, passed=above)
     slope = slope + pull_back(block.short, short.slope(above, standard_short), inputs)
-    return inputs, slope, torch.zeros_like(slope)
+    return Place(slope, inputs, passed=torch.zeros_like(slope))
 
 
-def solve_inputs(parts, shape) -> torch.Tensor | None:
+def known_or(where: torch.Tensor, known: torch.Tensor, other: Standard) -> Standard:
+    """Standardised values as they are known, and the others where they are not."""
+    return Standard(torch.where(where, known, other.values), other.deviation)
+
+
+def solve_inputs(
+    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]], shape: tuple[int, ...]
+) -> torch.Tensor:
     """The input (K, C, H, W) that layers share: (layer, slope at its output, weight gradient) each.
 
-    None where the equations are fewer than the unknowns.
+    Raises ArithmeticError where the equations are fewer than the unknowns.
     """
     channels, height, width = shape
     matrix = torch.cat(
@@ -263,18 +308,23 @@ def solve_inputs(parts, shape) -> torch.Tensor | None:
     target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
     solution = solve_least_squares(matrix, target)
     if solution is None:
-        return None
+        raise ArithmeticError(
+            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
+            "each channel"
+        )
     return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
 
 
-def positive(values: torch.Tensor) -> torch.Tensor:
+def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
     """Where values behind a ReLU are positive; negative ones show how large the noise is."""
     noise = -values.flatten(1).amin(1).clamp_max(0)
-    least = 1e-6 * values.flatten(1).amax(1)
+    least = scaled(1e-6, rounding) * values.flatten(1).amax(1)
     return values > torch.maximum(2 * noise, least).view(-1, 1, 1, 1)
 
 
-def settle(values, slope, fixed, norm: Norm) -> tuple[torch.Tensor, torch.Tensor | float]:
+def settle(
+    values: torch.Tensor, slope: torch.Tensor, fixed: torch.Tensor | float, norm: Norm
+) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Where a ReLU behind `norm` was active, and by how much `values` are too large.
 
     values: at the ReLU's output, up to noise and, in train mode, a factor: batch norm hides the
@@ -282,9 +332,10 @@ def settle(values, slope, fixed, norm: Norm) -> tuple[torch.Tensor, torch.Tensor
     part. Summed up where the ReLU was active, it is the bias gradient of the norm: that gives the
     factor, and it corrects the mask where values are so small that noise decided.
     """
-    active, scale = positive(values), 1.0
+    active, scale = positive(values, norm.rounding), 1.0
+    small = scaled(1e-5, norm.rounding)  # of the largest value: what rounding may have moved
     noise = -values.amin((1, 2, 3), keepdim=True).clamp_max(0)
-    unsure = values.abs() < torch.maximum(20 * noise, 1e-5 * values.amax((1, 2, 3), keepdim=True))
+    unsure = values.abs() < torch.maximum(20 * noise, small * values.amax((1, 2, 3), keepdim=True))
     slope, fixed = torch.broadcast_tensors(slope, torch.as_tensor(fixed).to(slope))
     for _ in range(8):
         missing = norm.bias_gradient - (fixed * active).sum((0, 2, 3))
@@ -297,15 +348,10 @@ def settle(values, slope, fixed, norm: Norm) -> tuple[torch.Tensor, torch.Tensor
         left = (missing[:, None, None] - flips).abs().masked_fill(~unsure, torch.inf)
         left, which = left.transpose(0, 1).flatten(1).min(1)  # the best flip in each channel
         better = left < 0.3 * missing.abs()
-        better &= missing.abs() > 1e-5 * (whole * active).abs().sum((0, 2, 3))
+        better &= missing.abs() > small * (whole * active).abs().sum((0, 2, 3))
         if not better.any():
             break
         flat = active.transpose(0, 1).flatten(1)
         flat[better, which[better]] ^= True
         active = flat.view(active.transpose(0, 1).shape).transpose(0, 1)
     return active, scale
-
-
-def settled(norm: Norm, before, after) -> bool:
-    """Whether the rounds between slope and input are over: in eval mode there is only one."""
-    return not norm.training or bool((after - before).norm() < SETTLED * after.norm())

@@ -4,20 +4,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gleak.inversion.closed.known import FLOAT32, scaled
 
-def double(layer, inputs: torch.Tensor) -> torch.Tensor:
+RIDGE = 1e-14  # on normal equations, of their largest entry: some fifty roundings of float64
+ALIKE = 1e-3  # least singular value of combinations, below which two of them are the same
+MOST = 4096  # unknowns that the gradient may leave to what the output tells
+
+
+def rank_cut(rounding: float) -> float:
+    """Singular values below this share of the largest one are noise."""
+    return scaled(1e-6, rounding)
+
+
+def double(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """The layer's output in float64."""
     state = {name: value.double() for name, value in layer.state_dict().items()}
     return torch.func.functional_call(layer, state, (inputs.double(),))
 
 
-def pull_back(layer, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """The slope at a linear layer's input from the one at its output."""
-    inputs = torch.zeros_like(inputs).requires_grad_()
+def pull_back(layer: nn.Module, slope: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The slope at a layer's input, which a linear layer does not look at, from that behind it."""
+    inputs = inputs.detach().requires_grad_()
     return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
 
 
-def input_equations(layer, slope: torch.Tensor, shape) -> torch.Tensor:
+def input_equations(layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The matrix (out, taps, K x pixels) that makes a weight gradient of a layer's inputs.
 
     slope: at the output (K, out, ...). shape: of one input. A linear layer has one tap and one
@@ -29,24 +40,90 @@ def input_equations(layer, slope: torch.Tensor, shape) -> torch.Tensor:
     return torch.einsum("kop,qtp->otkq", slope.flatten(2), taken).flatten(2)
 
 
-def taken_pixels(layer, shape) -> torch.Tensor:
+def taken_pixels(layer: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
     """(pixels, taps, places): 1 where a convolution's tap takes a pixel; shape: of one input."""
     size = shape[1] * shape[2]
     unit = torch.eye(size).to(layer.weight).view(-1, 1, *shape[1:])
     return taps(layer, unit)[:, :, 0]
 
 
-def taps(layer, inputs: torch.Tensor) -> torch.Tensor:
+def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """What each weight of a layer sees of its inputs: (K, taps, channels, places)."""
     if isinstance(layer, nn.Linear):
         return inputs[:, None, :, None]
-    found = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    padding = layer.padding
+    if isinstance(padding, str):  # "same" puts the odd pixel behind, "valid" has none
+        sides = [
+            side if padding == "same" else 0
+            for size, step in zip(layer.kernel_size[::-1], layer.dilation[::-1], strict=True)
+            for side in (step * (size - 1) // 2, (step * (size - 1) + 1) // 2)
+        ]
+        inputs, padding = F.pad(inputs, sides), 0
+    found = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
     return found.unflatten(1, (inputs.shape[1], -1)).transpose(1, 2)
 
 
 def by_tap(weight: torch.Tensor) -> torch.Tensor:
     """The weight (out, channels, ...) of a layer as (out, taps, channels)."""
     return weight.view(*weight.shape[:2], -1).transpose(1, 2)
+
+
+def solve_input(
+    layer: nn.Conv2d | nn.Linear,
+    slope: torch.Tensor,
+    observed: torch.Tensor,
+    outputs: torch.Tensor,
+    known: torch.Tensor,
+    shape: tuple[int, ...],
+    rounding: float = FLOAT32,
+) -> tuple[torch.Tensor, float]:
+    """The input (K, *shape) of a linear layer, and the relative error of the gradient it makes.
+
+    Two sets of equations: the weight gradient `observed` is linear in the input, given the slope at
+    the output; and so are the outputs, where they are known (behind ReLU: where it is active).
+
+    Raises ArithmeticError where they are fewer than the unknowns.
+    """
+    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        raise ArithmeticError("convolutions in groups or with another padding than zeros are open")
+    channels = shape[0]
+    # one matrix serves all input channels
+    matrix = input_equations(layer, slope, shape).flatten(0, 1)
+    target = by_tap(observed).flatten(0, 1)
+
+    def as_inputs(solution: torch.Tensor) -> torch.Tensor:  # (image x pixel, channel)
+        if isinstance(layer, nn.Linear):
+            return solution
+        solution = solution.T.reshape(channels, len(slope), *shape[1:])
+        return solution.transpose(0, 1)
+
+    left, values, right = torch.linalg.svd(matrix, full_matrices=len(matrix) < matrix.shape[1])
+    rank = int((values > rank_cut(rounding) * values[0]).sum())
+    solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
+    misfit = ((matrix @ solution - target).norm() / target.norm()).item()
+    inputs = as_inputs(solution)
+    free = len(right) - rank
+    if not free:
+        return inputs, misfit
+    # What the gradient leaves open, the output may tell.
+    if isinstance(layer, nn.Linear) or free * channels > min(MOST, int(known.sum())):
+        raise ArithmeticError(
+            f"its weight gradient gives {rank} equations for {len(right)} unknowns of each channel"
+        )
+    directions = right[rank:].reshape(-1, 1, *shape[1:])  # the same for every channel
+    with torch.no_grad():
+        weight = layer.weight.double()
+        settings = (None, layer.stride, layer.padding, layer.dilation)
+        columns = [
+            F.conv2d(directions, weight[:, [channel]], *settings).view(free, *known.shape)[:, known]
+            for channel in range(channels)
+        ]
+        missing = (outputs - double(layer, inputs))[known]
+    columns = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, directions x channels)
+    solution = solve_least_squares(columns, missing[:, None], refine=True)
+    if solution is None:
+        raise ArithmeticError("its gradient and its output together leave its input open")
+    return inputs + as_inputs(right[rank:].T @ solution.view(free, channels)), misfit
 
 
 def solve_least_squares(
@@ -61,7 +138,7 @@ def solve_least_squares(
     if len(matrix) < matrix.shape[1]:
         return None
     square = matrix.T @ matrix
-    square.diagonal().add_(1e-14 * square.diagonal().max())
+    square.diagonal().add_(RIDGE * square.diagonal().max())
     factor, failed = torch.linalg.cholesky_ex(square)
     if failed:
         return None
@@ -71,7 +148,9 @@ def solve_least_squares(
     return solution
 
 
-def separate(mixed: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
+def separate(
+    mixed: torch.Tensor, size: int, seed: int = 0, rounding: float = FLOAT32
+) -> torch.Tensor:
     """Combinations (K, K) that undo a mixture: each row makes mixed (D, K) zero in many places.
 
     Behind ReLU about half of the values of each source are zero, and a wrong mixture has no zeros
@@ -82,19 +161,23 @@ def separate(mixed: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
     if size == 1:
         return mixed.new_ones(1, 1)
     norms = mixed.norm(dim=1)
-    rows = mixed[norms > 1e-6 * norms.max()]
+    rows = mixed[norms > rank_cut(rounding) * norms.max()]
     rows = rows / rows.norm(dim=1, keepdim=True)
     draws = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(rows), (200 * 2**size, size - 1), generator=draws)
     combinations = torch.linalg.svd(rows[chosen], full_matrices=True).Vh[:, -1]
     some = rows[torch.randperm(len(rows), generator=draws)[:1000]]
-    zeros = ((combinations @ some.T).abs() < 1e-4).sum(1)
+    nothing = scaled(1e-4, rounding)  # a combination of rows that rounding left at a hundredth
+    zeros = ((combinations @ some.T).abs() < nothing).sum(1)
     found = combinations[:0]
     for combination in combinations[zeros.argsort(descending=True)]:  # mixtures of two have fewer
         candidate = torch.cat([found, combination[None]])
-        if torch.linalg.svdvals(candidate)[-1] < 1e-3:
+        if torch.linalg.svdvals(candidate)[-1] < ALIKE:
             continue
-        for tolerance in (1e-4, 1e-5):  # all its zeros tell the combination better than K - 1
+        for tolerance in (
+            nothing,
+            nothing / 10,
+        ):  # all its zeros tell the combination better than K - 1
             near = rows[(rows @ combination).abs() < tolerance]
             if len(near) >= size:
                 combination = torch.linalg.svd(near.T @ near).Vh[-1]

@@ -3,10 +3,14 @@
 import torch
 from torch import nn
 
-from gleak.inversion.closed.peel import chain, peel
-from gleak.inversion.closed.solve import separate
-from gleak.models import Normalise
+from gleak.inversion.closed.chain import Step, trace
+from gleak.inversion.closed.known import FLOAT32, Sent
+from gleak.inversion.closed.layers import row_of
+from gleak.inversion.closed.peel import peel
+from gleak.inversion.closed.solve import rank_cut, separate
 from gleak.update import MissingKnowledge, Update
+
+MOST = 10  # inputs that are told apart: each doubles the draws that it takes
 
 
 def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
@@ -16,59 +20,88 @@ def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
     """
     try:
         peeled = peel(update, counts)
-        if peeled.depth == 0:
+        if peeled.is_image:
             return peeled.activations
         reason = f"peeling ends at {peeled}"
     except MissingKnowledge as error:
         reason = str(error)
-    layers = chain_or_nothing(update.model)
-    first = [layer for layer in layers if any(True for _ in layer.parameters())][:1]
-    if not first or not isinstance(first[0], nn.Linear):
+    layers = steps_or_none(update)
+    start = next((i for i, step in enumerate(layers) if has_parameters(step)), None)
+    if start is None or not isinstance(layers[start].layer, nn.Linear):
         raise MissingKnowledge(
             f"no closed form for this network: {reason}; and its first layer is not linear"
         )
-    start = layers.index(first[0])
-    name = next(n for n, module in update.model.named_modules() if module is first[0])
-    sent = update.equivalent_gradient()
-    weight, bias = sent.get(f"{name}.weight"), sent.get(f"{name}.bias")
-    if weight is None or bias is None or not isinstance(layers[start + 1], nn.ReLU):
+    linear, behind, sent = layers[start].layer, layers[start + 1 : start + 2], Sent(update)
+    if linear.bias is None or not behind or not isinstance(behind[0].layer, nn.ReLU):
         raise MissingKnowledge(
             f"no closed form for this network: {reason}; and SPEAR needs a first linear layer with "
             "bias, followed by ReLU"
         )
-    images = spear(weight.double(), bias.double(), int(counts.sum()))
-    images = images.view(-1, *update.input_shape)
-    for layer in layers[:start]:
-        if isinstance(layer, Normalise):
-            images = images * layer.std.double() + layer.mean.double()
-    return images.to(weight.dtype)
-
-
-def chain_or_nothing(model: nn.Module) -> list[nn.Module]:
-    """The chain of layers, or none."""
     try:
-        return chain(model)
+        gradients = sent.of(linear.weight), sent.of(linear.bias)
+    except ArithmeticError as error:
+        raise MissingKnowledge(
+            f"no closed form for this network: {reason}; and for SPEAR {error}"
+        ) from error
+    images = spear(*gradients, int(counts.sum()), rounding=sent.rounding)
+    for step in reversed(layers[:start]):
+        row = row_of(step.layer)
+        if row is None or row.inverse is None:
+            raise MissingKnowledge(
+                f"no closed form for this network: {reason}; and what is in front of its first "
+                f"linear layer, {step.kind}, cannot be inverted"
+            )
+        images, _ = row.inverse(step.layer, images, step.entering, sent.rounding)
+    return images.view(-1, *update.input_shape).to(update.classifier.weight.dtype)
+
+
+def steps_or_none(update: Update) -> tuple[Step, ...]:
+    """The layers of the model, or none where it is no chain."""
+    try:
+        return trace(update.model, update.input_shape).steps
     except MissingKnowledge:
-        return []
+        return ()
 
 
-def spear(weight: torch.Tensor, bias: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
+def has_parameters(step: Step) -> bool:
+    """Whether there is anything to be learnt in the layer, or may be."""
+    return step.layer is None or any(True for _ in step.layer.parameters())
+
+
+def spear(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    size: int,
+    seed: int = 0,
+    rounding: float = FLOAT32,
+) -> torch.Tensor:
     """Inputs (K, D) of a linear layer with ReLU from its weight (H, D) and bias (H,) gradients.
 
     weight = S^T X with the slopes S (K, H) at the layer's output, so it has rank K and its factors
     are known up to a K x K matrix. ReLU makes about half of each row of S zero, which tells them
     from their mixtures, see `separate` (Dimitrov et al. 2024, SPEAR). Batches of 10 are the end.
+    rounding: of the arithmetic that made the gradients, relative.
+
+    Raises MissingKnowledge for more inputs, and where the gradient has not rank K.
+
+    >>> draws = torch.Generator().manual_seed(1)
+    >>> inputs = torch.rand(3, 12, generator=draws).double()
+    >>> slopes = torch.randn(3, 80, generator=draws).double()
+    >>> slopes *= torch.rand(3, 80, generator=draws) > 0.5
+    >>> found = spear(slopes.T @ inputs, slopes.sum(0), 3)
+    >>> torch.cdist(found, inputs).min(0).values.max().item() < 1e-6
+    True
     """
-    if size > 10:
-        raise MissingKnowledge(f"SPEAR separates up to 10 inputs here; the batch has {size}")
+    if size > MOST:
+        raise MissingKnowledge(f"SPEAR separates up to {MOST} inputs here; the batch has {size}")
     left, values, _ = torch.linalg.svd(weight, full_matrices=False)
-    rank = int((values > 1e-6 * values[0]).sum())
+    rank = int((values > rank_cut(rounding) * values[0]).sum())
     if rank != size:
         raise MissingKnowledge(
             f"SPEAR needs a first-layer gradient of rank {size}, the batch size; it is {rank}"
         )
     left = left[:, :size]  # S^T = left @ mix for some mix (K, K)
-    found = separate(left, size, seed)
+    found = separate(left, size, seed, rounding)
     slopes = left @ found.T  # (H, K), each column up to a factor
     inputs = torch.linalg.lstsq(slopes, weight).solution
     factors = torch.linalg.lstsq(slopes, bias[:, None]).solution  # the bias gradient has inputs 1

@@ -1,0 +1,275 @@
+"""A network as a chain of layers, in the order in which it runs.
+
+torch.fx traces the network once. So it does not matter how it was written: as a Sequential, as a
+class with a `forward`, with functions such as `F.relu` or methods such as `.flatten(1)`, or as a
+subclass with a forward pass of its own. A layer of the chain lies between two places that all data
+pass. Where a network branches, that is more than one layer of the network: a residual block is
+recognised by its graph, and becomes one layer.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from gleak.inversion.closed.graph import Traced, function_of, traced
+from gleak.network import is_dropout
+from gleak.update import MissingKnowledge
+
+NORMED = [nn.Conv2d, nn.BatchNorm2d]
+
+
+class Reshape(nn.Module):
+    """The same values of each image in another shape."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (K, ...) as (K, *shape)."""
+        return values.reshape(len(values), *self.shape)
+
+
+class BasicBlock(nn.Module):
+    """The residual block of ResNet-18 and ResNet-34 (He et al. 2016), however it was written.
+
+    relu(norm2(conv2(relu(norm1(conv1(x))))) + x), or with short_norm(short(x)) in place of x.
+    """
+
+    def __init__(
+        self,
+        conv1: nn.Conv2d,
+        norm1: nn.BatchNorm2d,
+        conv2: nn.Conv2d,
+        norm2: nn.BatchNorm2d,
+        short: nn.Conv2d | None = None,
+        short_norm: nn.BatchNorm2d | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1, self.norm1, self.conv2, self.norm2 = conv1, norm1, conv2, norm2
+        self.short, self.short_norm = short, short_norm
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) to (K, C', H', W')."""
+        branch = self.norm2(self.conv2(self.norm1(self.conv1(values)).relu()))
+        if self.short is not None and self.short_norm is not None:
+            values = self.short_norm(self.short(values))
+        return (branch + values).relu()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One layer of a chain.
+
+    layer: a module that does what the network does here; None where that is not understood.
+    kind: of the layer, for people.
+    entering, leaving: shapes of one image's values.
+    node: of the graph, whose value leaves the layer.
+    unknown: why the layer is not understood, where more can be said than its kind.
+    """
+
+    layer: nn.Module | None
+    kind: str
+    entering: tuple[int, ...]
+    leaving: tuple[int, ...]
+    node: fx.Node
+    unknown: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The steps of a model, the classifier last, and the graph that they were found in."""
+
+    model: nn.Module
+    graph: fx.Graph
+    steps: tuple[Step, ...]
+
+    def trunk(self, depth: int) -> fx.GraphModule:
+        """The network up to what enters step `depth`, with the model's own layers and names."""
+        end = self.steps[depth - 1].node if depth else next(iter(self.graph.nodes))
+        graph, copies = fx.Graph(), {}
+        for node in self.graph.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node is end:
+                break
+        graph.output(copies[end])
+        return fx.GraphModule(self.model, graph)
+
+    def has_before(self, depth: int, *kinds: type[nn.Module]) -> bool:
+        """Whether a layer of these kinds lies in front of step `depth`."""
+        return any(isinstance(step.layer, kinds) for step in self.steps[:depth])
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
+    """The chain of a model that takes images of this shape (C, H, W).
+
+    Raises MissingKnowledge for a network that cannot be traced, for one that does not end in a
+    linear layer, and for one that branches into anything but residual blocks of two convolutions.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    >>> [step.kind for step in trace(net, (1, 4, 4)).steps]
+    ['Conv2d', 'ReLU', 'Flatten', 'Linear']
+    """
+    net = traced(model, input_shape)
+    steps, parts = [], net.parts()
+    while parts:
+        part = parts.pop(0)
+        steps.append(single(net, *part) if len(part) == 2 else branched(net, part, parts))
+    if not steps or not isinstance(steps[-1].layer, nn.Linear):
+        raise MissingKnowledge(
+            "peeling needs a network that ends in a linear layer; this one ends in "
+            + (steps[-1].kind if steps else "nothing")
+        )
+    return Chain(net.model, net.graph, tuple(steps))
+
+
+def branched(net: Traced, part: list[fx.Node], rest: list[list[fx.Node]]) -> Step:
+    """The step of a part that branches, together with the ReLU that follows in a residual block.
+
+    Takes that ReLU off the `rest` of the parts. A module without layers that branches is a layer
+    itself, one that is not understood. Raises MissingKnowledge for all else that branches.
+    """
+    entering, leaving = net.shapes[part[0]][1:], net.shapes[part[-1]][1:]
+    block = basic_block(net, part)
+    if block and rest and len(rest[0]) == 2:
+        after = single(net, *rest[0])
+        if isinstance(after.layer, nn.ReLU):
+            rest.pop(0)
+            return Step(block, "BasicBlock", entering, leaving, after.node)
+    module = net.innermost(part[1:])
+    kind = type(module).__name__
+    if any(True for _ in module.children()):
+        raise MissingKnowledge(
+            "peeling needs a chain of layers and residual blocks of two convolutions; got a "
+            f"{kind}, which branches"
+        )
+    return Step(None, kind, entering, leaving, part[-1])
+
+
+def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
+    """The residual block that is this part up to its sum, or None."""
+    start, total = part[0], part[-1]
+    if function_of(total) != "add" or len(total.args) != 2 or total.kwargs:
+        return None
+    branches: list[list[Step]] = []
+    for node in total.args:
+        branches.append([])
+        while node is not start:
+            sources = net.sources(node) if isinstance(node, fx.Node) else []
+            if len(sources) != 1:
+                return None
+            branches[-1].insert(0, single(net, sources[0], node))
+            node = sources[0]
+    short, long = sorted(branches, key=len)
+    if [type(step.layer) for step in long] != [*NORMED, nn.ReLU, *NORMED]:
+        return None
+    if short and [type(step.layer) for step in short] != NORMED:
+        return None
+    conv1, norm1, _, conv2, norm2 = (step.layer for step in long)
+    convs, norms = (conv1, conv2), (norm1, norm2)
+    shorts = [step.layer for step in short]
+    if (
+        all(conv.kernel_size == (3, 3) for conv in convs)
+        and all(conv.kernel_size == (1, 1) for conv in shorts[:1])
+        and all(conv.groups == 1 for conv in (*convs, *shorts[:1]))
+        and all(conv.padding_mode == "zeros" for conv in (*convs, *shorts[:1]))
+        and all(norm.affine and norm.running_mean is not None for norm in (*norms, *shorts[1:]))
+        and long[3].entering == long[3].leaving
+    ):
+        return BasicBlock(conv1, norm1, conv2, norm2, *shorts)
+    return None
+
+
+def single(net: Traced, before: fx.Node, node: fx.Node) -> Step:
+    """The step of one node, with a layer of torch's where it is understood."""
+    entering, leaving = net.shapes[before][1:], net.shapes[node][1:]
+    same_images = net.shapes[before][:1] == net.shapes[node][:1]
+    if node.op == "call_module":
+        layer, kind, unknown = module_layer(net, str(node.target), entering, leaving)
+    else:
+        layer, unknown = function_layer(net, node, entering, leaving), ""
+        kind = type(layer).__name__ if layer else function_of(node) or node.op
+    return Step(layer if same_images else None, kind, entering, leaving, node, unknown)
+
+
+def module_layer(
+    net: Traced, name: str, entering: tuple[int, ...], leaving: tuple[int, ...]
+) -> tuple[nn.Module | None, str, str]:
+    """The layer, its kind and what is unknown of it, for a module of the model by name."""
+    module = net.model.get_submodule(name)
+    kind, unknown = type(module).__name__, net.untraced.get(name, "")
+    if unknown and any(True for _ in module.children()):
+        raise MissingKnowledge(
+            f"peeling needs a network that torch.fx can trace; it cannot trace {name}, a {kind}: "
+            f"{unknown}"
+        )
+    if unknown:
+        return None, kind, f"it cannot be traced: {unknown}"
+    if is_dropout(module):
+        if net.model.training or module.training:
+            return None, kind, "what the client's dropout kept is not known"
+        return nn.Identity(), kind, ""
+    layer: nn.Module | None = module
+    if isinstance(module, nn.ReLU):
+        layer = nn.ReLU()  # never in place
+    elif isinstance(module, nn.Flatten):
+        layer = reshaped(entering, leaving)
+    elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
+        layer = nn.Identity()
+    elif isinstance(module, nn.AdaptiveAvgPool2d):
+        layer = averaged(entering, leaving, entering[1:], 0) or module
+    elif isinstance(module, nn.AvgPool2d):
+        layer = averaged(entering, leaving, module.kernel_size, module.padding) or module
+    return layer, kind, ""
+
+
+def function_layer(
+    net: Traced, node: fx.Node, entering: tuple[int, ...], leaving: tuple[int, ...]
+) -> nn.Module | None:
+    """The layer that does what a function or a method does, or None."""
+    name = function_of(node)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: net.sizes.get(n, n))
+    arguments = args[1:]
+    if name == "relu":
+        return nn.ReLU()
+    if name == "sigmoid":
+        return nn.Sigmoid()
+    if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze"):
+        return reshaped(entering, leaving)
+    if name == "contiguous":
+        return nn.Identity()
+    if name == "dropout":
+        bound = inspect.signature(F.dropout).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return None if bound.arguments["training"] else nn.Identity()
+    if name == "adaptive_avg_pool2d":
+        return averaged(entering, leaving, entering[1:], 0)
+    if name == "avg_pool2d":
+        size = arguments[0] if arguments else kwargs["kernel_size"]
+        padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
+        return averaged(entering, leaving, size, padding)
+    if name == "max_pool2d":
+        bound = inspect.signature(nn.MaxPool2d).bind(*arguments, **kwargs)
+        return nn.MaxPool2d(*bound.args, **bound.kwargs)
+    return None
+
+
+def reshaped(entering: tuple[int, ...], leaving: tuple[int, ...]) -> nn.Module | None:
+    """The layer that leaves each image's values as they are, in another shape, or None."""
+    if math.prod(entering) != math.prod(leaving):
+        return None
+    return nn.Flatten() if len(leaving) == 1 else Reshape(*leaving)
+
+
+def averaged(
+    entering: tuple[int, ...], leaving: tuple[int, ...], size: Any, padding: Any
+) -> nn.Module | None:
+    """The mean over height and width, if that is what a pooling of this size does, or None."""
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    whole = sizes == entering[1:] and padding in (0, (0, 0), [0, 0])
+    return nn.AdaptiveAvgPool2d(1) if whole and leaving[1:] == (1, 1) else None

@@ -1,0 +1,80 @@
+"""What is known on the way down a network: the gradient sent, and a place between two layers."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gleak.update import Update
+
+FLOAT32 = torch.finfo(torch.float32).eps  # 2^-23
+ALGEBRA = FLOAT32 / 2**22  # what linear algebra in float64 leaves
+
+
+def scaled(single: float, rounding: float) -> float:
+    """A tolerance for what rounding does to a client's arithmetic: `single` for float32.
+
+    rounding: of that arithmetic, relative. Clients compute in float32 at least; what is solved here
+    is solved in float64, so that not all of its digits count.
+
+    >>> scaled(1e-6, FLOAT32), scaled(1e-6, 2.0**-7), scaled(1e-6, 2.0**-52)
+    (1e-06, 1e-06, 2.384185791015625e-13)
+    """
+    return single * (min(max(rounding, ALGEBRA), FLOAT32) / FLOAT32)
+
+
+class Sent:
+    """A client's gradient, in float64, found by the parameter that it belongs to.
+
+    precision: the relative error of what was sent. rounding: that of the arithmetic behind it.
+    """
+
+    def __init__(self, update: Update) -> None:
+        self.gradient = update.equivalent_gradient()
+        self.names = {id(weight): name for name, weight in update.model.named_parameters()}
+        self.precision = precision_of(update)
+        self.rounding = max(torch.finfo(update.classifier.weight.dtype).eps, self.precision)
+
+    def of(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The gradient of one parameter. Raises ArithmeticError if it was not sent."""
+        name = self.names[id(parameter)]
+        if name not in self.gradient:
+            raise ArithmeticError(f"the client did not send the gradient of {name}")
+        return self.gradient[name].double()
+
+
+def precision_of(update: Update) -> float:
+    """The relative error of what was sent."""
+    return getattr(update, "precision", 0.0)
+
+
+def with_precision(update: Update, precision: float) -> Update:
+    """The update, told the relative error of what was sent."""
+    update = copy.copy(update)
+    object.__setattr__(update, "precision", precision)
+    return update
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """What is known at a place between two layers, for each of K images, in float64.
+
+    slope: derivative of the loss by the values there, (K, ...).
+    values: (K, ...), up to noise; None behind a pooling.
+    known: (K, ...) where the values are known; None where all are.
+    unmasked: in front of a ReLU, the slope if all its units were active; otherwise None.
+    passed: in front of a residual block, what more of the slope went past it. In train mode batch
+    norm hides the scale of the values, the inverse of which `slope` has and this has not.
+    """
+
+    slope: torch.Tensor
+    values: torch.Tensor | None
+    known: torch.Tensor | None = None
+    unmasked: torch.Tensor | None = None
+    passed: torch.Tensor | float = 0.0
+
+    @property
+    def whole_slope(self) -> torch.Tensor:
+        """The slope with what went past."""
+        return self.slope + self.passed

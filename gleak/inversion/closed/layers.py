@@ -1,0 +1,99 @@
+"""What can be told of a layer, for each kind: a table with one row a kind.
+
+A row says how activations go up through the layer, how the slope comes down, and what is known of
+the input: from the output, which the layer may let one invert, or from the gradient of its weight,
+which is linear in the input. A layer without a row ends the peeling.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from gleak.inversion.closed.chain import BasicBlock, Reshape
+from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.relu import inverse_relu
+from gleak.inversion.closed.residual import AGREES, tell_output, through_block
+from gleak.inversion.closed.solve import double, input_equations, pull_back
+from gleak.models import Normalise
+
+SATURATED = 1e-9  # distance of a sigmoid's output from 0 and 1, below which its input is made up
+
+Shape = tuple[int, ...]
+Known = tuple[torch.Tensor, torch.Tensor | None]  # values (K, ...), where they are known or all
+
+
+def slope_of(
+    layer: nn.Module, slope: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor | None
+) -> torch.Tensor:
+    """By differentiating the layer."""
+    return pull_back(layer, slope, inputs)
+
+
+class Row(NamedTuple):
+    """What can be told of one kind of layer, all in float64; None where there is no way.
+
+    forward(layer, inputs): the output.
+    slope(layer, slope, inputs, outputs): the slope at the input from the one at the output.
+    equations(layer, slope, shape): the matrix that makes the weight gradient of the input.
+    inverse(layer, outputs, shape, rounding): the input, and where it is known.
+    whole(layer, place, shapes, sent), told(layer, place, sent): of a layer that is solved as one,
+    the place in front of it, and what it tells of the place behind it.
+    agrees: relative error of the features that the input must make, if not the usual one.
+    """
+
+    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = double
+    slope: Callable[..., torch.Tensor] = slope_of
+    equations: Callable[[nn.Module, torch.Tensor, Shape], torch.Tensor] | None = None
+    inverse: Callable[[nn.Module, torch.Tensor, Shape, float], Known] | None = None
+    whole: Callable[[nn.Module, Place, tuple[Shape, Shape], Sent], Place] | None = None
+    told: Callable[[nn.Module, Place, Sent], Place] | None = None
+    agrees: float | None = None
+
+
+def inverse_sigmoid(
+    layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float
+) -> Known:
+    """The logits."""
+    return outputs.clamp(SATURATED, 1 - SATURATED).logit(), None
+
+
+def slope_of_sigmoid(
+    layer: nn.Module, slope: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor
+) -> torch.Tensor:
+    """s (1 - s) times the slope, for outputs s."""
+    outputs = outputs.clamp(SATURATED, 1 - SATURATED)
+    return slope * outputs * (1 - outputs)
+
+
+def inverse_shape(layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
+    """The same values in their shape before."""
+    return outputs.reshape(-1, *shape), None
+
+
+def inverse_normalise(
+    layer: Normalise, outputs: torch.Tensor, shape: Shape, rounding: float
+) -> Known:
+    """Times the deviation, plus the mean."""
+    return outputs * layer.std.double() + layer.mean.double(), None
+
+
+ROWS: dict[type[nn.Module], Row] = {
+    nn.Conv2d: Row(equations=input_equations),
+    nn.Linear: Row(equations=input_equations),
+    nn.ReLU: Row(inverse=inverse_relu),
+    nn.Sigmoid: Row(inverse=inverse_sigmoid, slope=slope_of_sigmoid),
+    nn.Identity: Row(inverse=inverse_shape),
+    nn.Flatten: Row(inverse=inverse_shape),
+    Reshape: Row(inverse=inverse_shape),
+    Normalise: Row(inverse=inverse_normalise),
+    nn.AdaptiveAvgPool2d: Row(),  # hides its input, but spreads the slope
+    BasicBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
+}
+
+
+def row_of(layer: nn.Module | None) -> Row | None:
+    """The row of a layer, or None."""
+    kinds = type(layer).__mro__
+    return next((ROWS[kind] for kind in kinds if kind in ROWS), None)
