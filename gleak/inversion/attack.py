@@ -22,7 +22,7 @@ from gleak.inversion.closed import Peeled, exact_images, peel
 from gleak.inversion.distances import DISTANCES, Gradient
 from gleak.inversion.objective import Objective
 from gleak.inversion.search import Inversion, search
-from gleak.inversion.terms import TERMS, Term, as_term, check_number, weighted
+from gleak.inversion.terms import TERMS, Term, as_term, check_number, label, weighted
 from gleak.inversion.update_models import UpdateModel, known_model, name_of
 from gleak.update import Update
 
@@ -320,13 +320,3 @@ def check_settings(what: str, settings: Iterable[str], known: Sequence[str]) -> 
     if unknown:
         known = known or ["none"]
         raise ValueError(f"{what} has no {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def label(value: object) -> str:
-    """How something is called that may be a name or a function.
-
-    >>> label("cosine"), label(print)
-    ('cosine', 'print')
-    """
-    function = getattr(value, "func", value)  # of a partial
-    return value if isinstance(value, str) else getattr(function, "__name__", type(value).__name__)

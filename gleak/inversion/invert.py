@@ -80,6 +80,8 @@ def invert(
         overrides["start"], start = start, None
     if iterations is not None:
         overrides["iterations"] = iterations
+    if overrides and not isinstance(chosen, Attack):
+        raise ValueError(f"{name} has nothing to override; got {', '.join(overrides)}")
     if overrides:
         chosen = chosen.override(**overrides)
     return chosen.run(

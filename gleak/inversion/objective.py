@@ -17,6 +17,7 @@ from gleak.inversion.finite_difference import (
     slopes,
 )
 from gleak.inversion.gradients import GradientOf, functional_gradient, local_gradient
+from gleak.inversion.terms import label
 from gleak.inversion.update_models import UpdateModel, equivalent, observed
 from gleak.update import MissingKnowledge, Update
 
@@ -62,8 +63,8 @@ class Objective:
             self.known |= {"peeled": peeled.activations, "spread": self.spread(peeled.activations)}
         if not scaled and needs_scale(attack.distance_function, list(sent.values())):
             raise MissingKnowledge(
-                f"the distance {attack.distance} needs the scale of a gradient, for which the "
-                "client would have to tell lr, epochs, batch_size; cosine needs none"
+                f"the distance {label(attack.distance)} needs the scale of a gradient, for which "
+                "the client would have to tell lr, epochs, batch_size; cosine needs none"
             )
         self.names, self.observed = names, [sent[name] for name in names]
         self.known["observed"] = self.observed

@@ -123,4 +123,14 @@ def as_term(prior: Term | Callable[[torch.Tensor], torch.Tensor]) -> Term:
     """
     if isinstance(prior, Term):
         return prior
-    return Term(getattr(prior, "__name__", type(prior).__name__), 1, prior)
+    return Term(label(prior), 1, prior)
+
+
+def label(value: object) -> str:
+    """How something is called that may be a name or a function.
+
+    >>> label("cosine"), label(print)
+    ('cosine', 'print')
+    """
+    function = getattr(value, "func", value)  # of a partial
+    return value if isinstance(value, str) else getattr(function, "__name__", type(value).__name__)
