@@ -97,10 +97,58 @@ def test_without_a_closed_form_the_update_model_is_matched(batch):
     assert len(result.history) == 8
 
 
-def test_what_rounds_cannot_take_is_refused(batch):
-    update = gleak.fedavg(gleak.build_model("convnet", batch), batch, epochs=2)
-    with pytest.raises(ValueError, match="takes no snapshots, statistics or precision"):
-        gleak.invert(update, batch.label_counts, "gleak", update_model="unrolled", snapshots=[0])
+def test_iterations_are_counted_through_all_rounds(batch):
+    net = gleak.build_model("convnet", batch, seed=1, width=16)
+    update = gleak.fedavg(net, batch, epochs=10, lr=0.03)
+    options = {"iterations": 36, "snapshots": [0, 20], "progress": False}
+    result = gleak.invert(update, batch.label_counts, "gleak", **options)
+    assert list(result.history.index) == list(range(36))
+    assert list(result.snapshots) == [0, 20]
+    assert not torch.equal(result.snapshots[0], result.snapshots[20])
+
+
+def test_what_the_client_told_decides_how_weights_are_read(batch):
+    net = gleak.build_model("convnet", batch, seed=1, width=16)
+    told = gleak.fedavg(net, batch, epochs=10, lr=0.03)
+    search = {"iterations": 6, "progress": False}
+    found = gleak.invert(told, batch.label_counts, "gleak", **search)
+    same = gleak.invert(told, batch.label_counts, "gleak", update_model="unrolled", **search)
+    assert torch.equal(found.images, same.images)
+    assert found.way.startswith("drift undone in") and not found.fell_back
+    middle = gleak.invert(told, batch.label_counts, "gleak", update_model="equivalent", **search)
+    assert middle.way.startswith("read as one gradient in the middle of the way; matching what")
+    for facts, model in (((), "sme"), (("epochs", "batch_size"), "path")):
+        silent = gleak.fedavg(net, batch, epochs=2, lr=0.03, reveal=facts)
+        found = gleak.invert(silent, batch.label_counts, "gleak", **search)
+        assert found.way == f"gradient matching, update model {model}"
+        assert "needs lr" in found.fell_back[0]
+
+
+@pytest.mark.parametrize("update_model", [None, "unrolled"])
+def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch, update_model):
+    """They used to end, without a word, after 100 steps that were meant as a first guess."""
+    update = gleak.fedavg(gleak.build_model("lenet", batch, seed=1), batch, epochs=4, lr=0.05)
+    search = {"iterations": 160, "update_model": update_model, "progress": False}
+    result = gleak.invert(update, batch.label_counts, "gleak", **search)
+    assert len(result.history) == 160
+    assert result.way == "gradient matching, update model unrolled"
+    assert "drift" in result.fell_back[0]
+    middle = gleak.invert(
+        update, batch.label_counts, "gleak", **search | {"update_model": "equivalent"}
+    )
+    psnr = [gleak.score(r.images, batch.images).psnr.mean() for r in (result, middle)]
+    assert psnr[0] > psnr[1] - 0.5
+
+
+def test_many_local_steps_without_a_closed_form_are_read_in_the_middle(batch):
+    net = gleak.build_model("lenet", batch, activation="relu", seed=1)
+    net[1][-1].register_parameter("bias", None)
+    update = gleak.fedavg(net, batch, epochs=10, lr=0.01)
+    search = {"iterations": 8, "progress": False}
+    result = gleak.invert(update, batch.label_counts, "gleak", **search)
+    assert result.way.startswith("read as one gradient in the middle of the way; gradient matching")
+    same = gleak.invert(update, batch.label_counts, "gleak", update_model="equivalent", **search)
+    assert torch.equal(result.images, same.images)
 
 
 @pytest.mark.parametrize("epochs", [1, 5])

@@ -1,6 +1,7 @@
 """The derivative of a gradient as a difference of two, against autograd."""
 
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from torch import nn
 
 import gleak
+from gleak.inversion import ATTACKS
 from gleak.inversion import finite_difference as difference
-from gleak.inversion.attack import ATTACKS
 from gleak.inversion.distances import cosine
 from gleak.inversion.finite_difference import differenced_gradient, functional_slopes, slopes
+from gleak.inversion.gradients import local_gradient
 from gleak.inversion.objective import Objective
-from gleak.inversion.update_models import local_gradient, start_of
+from gleak.inversion.update_models import start_of
 
 BATCH = gleak.load_batch("cifar10-samples", indices=[0, 1, 3, 4])
 
@@ -99,7 +101,7 @@ def test_units_that_switch_would_drown_it(monkeypatch):
 )
 def test_where_it_does_not_fit_the_derivative_is_exact(activation, settings, differs):
     update = gleak.fedsgd(network(activation), BATCH)
-    attack = gleak.inversion.invert.settings_of("inverting-gradients", settings)
+    attack = ATTACKS["inverting-gradients"].override(**settings)
     labels = BATCH.labels.sort().values
     gradient = Objective(update, labels, attack).gradient
     assert gradient.func is (differenced_gradient if differs else local_gradient)
@@ -109,7 +111,8 @@ def test_batch_norm_statistics_need_the_graph():
     update = seen("resnet18")
     labels = BATCH.labels.sort().values
     known = {"1.bn1": (torch.zeros(64), torch.ones(64))}
-    gradient = Objective(update, labels, ATTACKS["gradinversion"], statistics=known).gradient
+    update = replace(update, statistics=known)
+    gradient = Objective(update, labels, ATTACKS["gradinversion"]).gradient
     assert gradient.func is local_gradient
 
 

@@ -16,8 +16,9 @@ from gleak.inversion import (
     unrolled,
 )
 from gleak.inversion.distances import l2
+from gleak.inversion.gradients import local_gradient
 from gleak.inversion.objective import Objective
-from gleak.inversion.update_models import local_gradient, merge_epochs
+from gleak.inversion.update_models import merge_epochs
 
 ATTACK = gleak.inversion.ATTACKS["inverting-gradients"]
 

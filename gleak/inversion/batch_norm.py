@@ -1,41 +1,39 @@
 """The batch norm prior: statistics inside the network, where they are known."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-Statistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+from gleak.network import batch_norms
+from gleak.update import Update
+
+# Batch norm layer -> mean and variance (C,) that should enter it.
+Targets = Mapping[nn.Module, tuple[torch.Tensor, torch.Tensor]]
+Entered = dict[nn.Module, torch.Tensor]
 
 
-def batch_norm_targets(model: nn.Module, statistics: Statistics | None) -> dict:
+def batch_norm_targets(update: Update) -> Targets:
     """Batch norm layer -> mean and variance (C,) that should enter it.
 
     Without statistics of the client the running ones serve, if the model was ever trained: those
-    of a new model, 0 and 1, say nothing. Raises ValueError for layers that the model has not.
+    of a new model, 0 and 1, say nothing.
     """
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    norms = batch_norms(update.model)
+    if update.statistics:
+        return {norms[name]: pair for name, pair in update.statistics.items()}
+    return {
+        module: (module.running_mean, module.running_var)
+        for module in norms.values()
+        if module.num_batches_tracked
     }
-    if statistics is None:
-        return {
-            module: (module.running_mean, module.running_var)
-            for module in norms.values()
-            if module.num_batches_tracked
-        }
-    unknown = sorted(set(statistics) - set(norms))
-    if unknown:
-        raise ValueError(f"the model has no batch norm layer {', '.join(unknown)}")
-    return {norms[name]: pair for name, pair in statistics.items()}
 
 
 @contextmanager
-def listen(model: nn.Module, targets: dict):
+def listen(targets: Targets) -> Iterator[Entered]:
     """Collect what enters the layers in `targets`: layer -> tensor (K, C, ...)."""
-    entered = {}
+    entered: Entered = {}
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs: entered.update({layer: inputs[0]}))
         for layer in targets
@@ -47,7 +45,7 @@ def listen(model: nn.Module, targets: dict):
             hook.remove()
 
 
-def statistics_distance(entered: dict, targets: dict) -> torch.Tensor:
+def statistics_distance(entered: Entered, targets: Targets) -> torch.Tensor:
     """Mean over layers of |mean - known| and |variance - known|, each relative to the known."""
     errors = []
     for layer, (mean, variance) in targets.items():

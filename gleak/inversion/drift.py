@@ -20,7 +20,8 @@ from functools import partial
 import torch
 
 from gleak.inversion.distances import l2
-from gleak.inversion.update_models import Simulation, equivalent, local_gradient
+from gleak.inversion.gradients import local_gradient
+from gleak.inversion.update_models import Simulation, equivalent
 from gleak.update import Update
 
 ORDERS = 4  # draws of the unknown order of samples that a simulation is averaged over

@@ -18,7 +18,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gleak.inversion.update_models import local_gradient, start_of
+from gleak.inversion.gradients import local_gradient
+from gleak.inversion.update_models import start_of
 
 STEP = 0.1  # e |v| / |W| in square roots of the rounding error: 3e-5 in float32
 WRONG = 0.05  # relative error of the difference at which the exact derivative is taken instead

@@ -1,27 +1,32 @@
 """The loss of one attack on one update, and its gradient by all that the attack searches."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
-from gleak.inversion import attack as attacks
-from gleak.inversion.batch_norm import batch_norm_targets, listen, statistics_distance
-from gleak.inversion.distances import DISTANCES
+from gleak.inversion.batch_norm import Targets, batch_norm_targets, listen
 from gleak.inversion.finite_difference import (
     difference_fits,
     differenced_gradient,
     functional_slopes,
     slopes,
 )
-from gleak.inversion.priors import PRIORS
-from gleak.inversion.update_models import (
-    equivalent,
-    functional_gradient,
-    local_gradient,
-    observed,
-)
-from gleak.update import MissingKnowledge
+from gleak.inversion.gradients import GradientOf, functional_gradient, local_gradient
+from gleak.inversion.terms import label
+from gleak.inversion.update_models import UpdateModel, equivalent, observed
+from gleak.update import MissingKnowledge, Update
+
+if TYPE_CHECKING:
+    from gleak.inversion.attack import Distance, GradientMatching
+    from gleak.inversion.closed import Peeled
+
+Inputs = list[torch.Tensor]
+Step = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]
 
 
 class Objective:
@@ -33,40 +38,44 @@ class Objective:
 
     def __init__(
         self,
-        update,
-        labels,
-        attack,
-        peeled=None,
-        statistics=None,
-        compile=False,
-        update_model=equivalent,
-        seed=0,
+        update: Update,
+        labels: torch.Tensor,
+        attack: GradientMatching,
+        peeled: Peeled | None = None,
+        *,
+        compile: bool = False,
+        update_model: UpdateModel = equivalent,
+        seed: int = 0,
     ):
-        self.update, self.labels, self.attack, self.peeled = update, labels, attack, peeled
+        self.update, self.labels, self.attack = update, labels, attack
+        self.terms = attack.terms
+        self.columns = ["loss", *(term.name for term in self.terms)]
+        weighted = {name for term in self.terms if term.weight for name in term.reads}
+        self.simulates = bool(weighted & {"simulated", "entered"})
         sent, scaled = observed(update)
         names = list(sent)
-        if attack.features:  # what lies behind the peeled layers is used up
-            names = [name for name in names if name in peeled.parameters]
+        self.known: dict[str, Any] = {}  # what terms read that the images do not change
+        self.trunk = None
+        if "features" in weighted:
+            assert peeled is not None
             self.trunk = peeled.trunk
-            with torch.no_grad():
-                gray = self.trunk(torch.full((1, *update.input_shape), 0.5).to(peeled.activations))
-            # images that a trained network answers faintly must not drown beside the others
-            away = (peeled.activations - gray).square().flatten(1).mean(1)
-            self.spread = away.view(-1, *[1] * (gray.ndim - 1))
-        if not scaled and "cosine" not in attack.distance:
+            names = [name for name in names if name in peeled.parameters]  # the rest is used up
+            self.known |= {"peeled": peeled.activations, "spread": self.spread(peeled.activations)}
+        if not scaled and needs_scale(attack.distance_function, list(sent.values())):
             raise MissingKnowledge(
-                f"the distance {attack.distance} needs the scale of a gradient, for which the "
-                "client would have to tell lr, epochs, batch_size; cosine needs none"
+                f"the distance {label(attack.distance)} needs the scale of a gradient, for which "
+                "the client would have to tell lr, epochs, batch_size; cosine needs none"
             )
         self.names, self.observed = names, [sent[name] for name in names]
+        self.known["observed"] = self.observed
         self.simulation = update_model(update, names, seed)
-        self.norms = batch_norm_targets(update.model, statistics) if attack.batch_norm else {}
-        self.columns = ["loss", "distance"] + [
-            name for name in attacks.WEIGHTS if name != "match" and getattr(attack, name)
-        ]
-        self.gradient = partial(local_gradient, update.model)
-        self.step = self.eager_step
-        if attack.match and self.takes_differences():
+        self.norms: Targets = {}
+        if "entered" in weighted:
+            self.norms = batch_norm_targets(update)
+            self.known["norms"] = self.norms
+        self.gradient: GradientOf = partial(local_gradient, update.model)
+        self.step: Callable[[Inputs, torch.Tensor], Step] = self.eager_step
+        if self.simulates and self.takes_differences():
             passes = partial(slopes, update.model)
             if compile:  # which leaves partials alone
                 passes = compiled(lambda *which: functional_slopes(update.model, *which), passes)
@@ -74,36 +83,41 @@ class Objective:
         elif compile and not self.norms and self.simulation.compiles:  # hooks would break it apart
             self.step = compiled(self.functional_step, self.eager_step)
 
-    def loss(self, inputs, fade, gradient) -> tuple[torch.Tensor, torch.Tensor]:
+    def spread(self, activations: torch.Tensor) -> torch.Tensor:
+        """How far each image's activations (K, ...) are from those of gray: (K, 1, ...).
+
+        Images that a trained network answers faintly must not drown beside the others.
+        """
+        with torch.no_grad():
+            gray = torch.full((1, *self.update.input_shape), 0.5).to(activations)
+            away = (activations - self.trunk(gray)).square().flatten(1).mean(1)
+        return away.view(-1, *[1] * (activations.ndim - 1))
+
+    def loss(
+        self, inputs: Inputs, fade: torch.Tensor, gradient: GradientOf
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of one restart (), and its terms (T,)."""
-        attack = self.attack
         images, targets, learnt = self.parts(inputs)
         zero = images.new_zeros(())
-        images = self.enlarge(images)
-        distance, terms, entered = zero, [], {}
-        if attack.match:
-            if self.norms:
-                with listen(self.update.model, self.norms) as entered:
-                    simulated = self.simulation.run(gradient, images, targets, *learnt)
-            else:
-                simulated = self.simulation.run(gradient, images, targets, *learnt)
-            distance = DISTANCES[attack.distance](simulated, self.observed)
-        total = attack.match * distance
-        for name in self.columns[2:]:
-            if name == "features":
-                error = self.trunk(images) - self.peeled.activations
-                term = (error.square() / self.spread).mean()
-            elif name == "batch_norm":
-                term = statistics_distance(entered, self.norms) if self.norms else zero
-            elif name == "group":
-                term = zero  # lies between the restarts, see `Search.evaluate`
-            else:
-                term = PRIORS[name](images)
-            terms.append(term)
-            total = total + getattr(attack, name) * (fade if "tv" in name else 1.0) * term
+        seen = {**self.known, "images": self.enlarge(images)}
+        images = seen["images"]
+        if self.norms:
+            with listen(self.norms) as seen["entered"]:
+                seen["simulated"] = self.simulation.run(gradient, images, targets, *learnt)
+        elif self.simulates:
+            seen["simulated"] = self.simulation.run(gradient, images, targets, *learnt)
+        if self.trunk is not None:
+            seen["features"] = self.trunk(images)
+        total, values = zero, []
+        for term in self.terms:
+            # zero where nothing is known to compare with, or the search itself evaluates it
+            there = all(name in seen for name in term.reads)
+            value = term.function(*(seen[name] for name in term.reads)) if there else zero
+            values.append(value)
+            total = total + term.weight * (fade if term.fades else 1.0) * value
         if self.simulation.penalty:
-            total = total + attack.match * self.simulation.penalty(images, *learnt)
-        return total, torch.stack([distance, *terms]).detach()
+            total = total + self.attack.match * self.simulation.penalty(images, *learnt)
+        return total, torch.stack(values).detach()
 
     def takes_differences(self) -> bool:
         """Whether the derivative of the gradient can be a difference, which is cheaper.
@@ -111,36 +125,36 @@ class Objective:
         The line search of L-BFGS needs all digits, hooks on batch norm a graph, and graphics cards
         round convolutions too much.
         """
-        if self.attack.derivative == "exact" or self.attack.optimizer == "lbfgs" or self.norms:
+        if self.attack.derivative == "exact" or self.attack.searches_lines or self.norms:
             return False
         sent = dict(zip(self.names, self.observed, strict=True))
-        distance = DISTANCES[self.attack.distance]
+        distance = self.attack.distance_function
         return self.observed[0].is_cpu and difference_fits(self.update, sent, self.labels, distance)
 
-    def parts(self, inputs):
+    def parts(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, Inputs]:
         """Images, targets for the cross-entropy, and what the update model learns."""
         images, *learnt = inputs
         targets = learnt.pop(0).softmax(1) if self.attack.joint_labels else self.labels
         return images, targets, learnt
 
-    def eager_step(self, inputs, fade):
+    def eager_step(self, inputs: Inputs, fade: torch.Tensor) -> Step:
         """The step through autograd: the fastest without a compiler."""
         loss, terms = self.loss(inputs, fade, self.gradient)
         found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
         return loss.detach(), terms, found
 
-    def functional_step(self, inputs, fade):
+    def functional_step(self, inputs: Inputs, fade: torch.Tensor) -> Step:
         """`eager_step` in functional form."""
         gradient = partial(functional_gradient, self.update.model)
 
-        def loss_of(*inputs):
-            return self.loss(inputs, fade, gradient)
+        def loss_of(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.loss(list(inputs), fade, gradient)
 
         which = tuple(range(len(inputs)))
         found, (loss, terms) = torch.func.grad_and_value(loss_of, which, has_aux=True)(*inputs)
         return loss, terms, found
 
-    def enlarge(self, images):
+    def enlarge(self, images: torch.Tensor) -> torch.Tensor:
         """Images of the search's resolution (K, C, h, w) at full size."""
         if self.attack.resolution == 1:
             return images
@@ -148,11 +162,24 @@ class Objective:
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def compiled(function, fallback):
+def needs_scale(distance: Distance, observed: list[torch.Tensor]) -> bool:
+    """Whether a distance changes when the simulated gradient is made twice as long.
+
+    >>> from gleak.inversion.distances import cosine, l2
+    >>> needs_scale(l2, [torch.ones(3)]), needs_scale(cosine, [torch.ones(3)])
+    (True, False)
+    """
+    draws = torch.Generator().manual_seed(0)
+    noise = [torch.rand(t.shape, generator=draws).to(t) * t.abs().max() for t in observed]
+    once = distance(noise, observed)
+    return not torch.isclose(once, distance([2 * t for t in noise], observed), rtol=1e-3).item()
+
+
+def compiled(function: Callable, fallback: Callable) -> Callable:
     """The function through torch.compile; the fallback, with a note, where that does not work."""
     current = torch.compile(function)
 
-    def call(*inputs):
+    def call(*inputs: Any) -> Any:
         nonlocal current
         try:
             return current(*inputs)

@@ -3,13 +3,15 @@
 All are means over images and pixels, so weights carry over from size to size.
 """
 
-from collections.abc import Callable
-
 import torch
 
 
 def total_variation(images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of neighbouring pixels, across plus down."""
+    """Mean absolute difference of neighbouring pixels, across plus down.
+
+    >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.5, 0.5]]]])).item()
+    1.0
+    """
     down, across = differences(images)
     return down.abs().mean() + across.abs().mean()
 
@@ -21,7 +23,11 @@ def isotropic_variation(images: torch.Tensor) -> torch.Tensor:
 
 
 def clip(images: torch.Tensor) -> torch.Tensor:
-    """Squared distance to the valid range [0, 1]."""
+    """Squared distance to the valid range [0, 1].
+
+    >>> clip(torch.tensor([[[[0.5, 1.5]]]])).item()
+    0.125
+    """
     return (images - images.clamp(0, 1)).square().mean()
 
 
@@ -32,7 +38,11 @@ def scale(images: torch.Tensor) -> torch.Tensor:
 
 
 def norm(images: torch.Tensor) -> torch.Tensor:
-    """Squared distance to mid gray (the l2 prior; normalised images have their origin there)."""
+    """Squared distance to mid gray (the l2 prior; normalised images have their origin there).
+
+    >>> norm(torch.ones(1, 3, 2, 2)).item()
+    0.25
+    """
     return (images - 0.5).square().mean()
 
 
@@ -53,6 +63,11 @@ def consensus(images: torch.Tensor) -> torch.Tensor:
     return roll(mean, -down, -right)
 
 
+def away_from_consensus(images: torch.Tensor) -> torch.Tensor:
+    """What parts each of the restarts (R, K, C, H, W) from what they agree on."""
+    return images - consensus(images)
+
+
 def roll(images: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Images (R, K, C, H, W), each taken `down` (R, K) rows and `right` columns further, cyclic."""
     height, width = images.shape[-2:]
@@ -66,13 +81,3 @@ def differences(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel minus upper neighbour, and minus left neighbour."""
     down = images[..., 1:, :] - images[..., :-1, :]
     return down, images[..., :, 1:] - images[..., :, :-1]
-
-
-# Name of the weight in an Attack -> prior.
-PRIORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "tv": total_variation,
-    "smooth_tv": isotropic_variation,
-    "clip": clip,
-    "scale": scale,
-    "norm": norm,
-}

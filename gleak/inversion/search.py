@@ -1,18 +1,25 @@
 """The search for the minimum of an Objective: starts, optimisers, and the record of the way."""
 
+from __future__ import annotations
+
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gleak.inversion.attack import Attack
-from gleak.inversion.objective import Objective
-from gleak.inversion.priors import consensus
+from gleak.inversion.objective import Inputs, Objective
 from gleak.inversion.update_models import merge_epochs
+
+if TYPE_CHECKING:
+    from gleak.inversion.attack import GradientMatching, Options
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +27,22 @@ class Inversion:
     """Restored images (K, C, H, W) in [0, 1], their labels (K,), and how the search went.
 
     history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
-    attack: the settings that were used, None for a closed form.
+    attack: the settings that were used, None where nothing was searched.
     learnt: what the update model learnt of its own, such as the point of `sme`.
     snapshots: iteration -> images as they were when it began, where `invert` was asked for them.
+    finished: False where Ctrl-C ended the search.
+    way: in words, which way the attack went; fell_back: what it could not do, and why.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     history: pd.DataFrame
-    attack: Attack | None
+    attack: GradientMatching | None
     learnt: tuple[torch.Tensor, ...] = ()
     snapshots: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    finished: bool = True
+    way: str = ""
+    fell_back: tuple[str, ...] = ()
 
 
 class InversionFailed(RuntimeError):
@@ -41,24 +53,77 @@ class InversionFailed(RuntimeError):
         self.best = best
 
 
+_INTERRUPTS_PASS: ContextVar[bool] = ContextVar("interrupts_pass", default=False)
+
+
+@contextmanager
+def interrupts_pass() -> Iterator[None]:
+    """Within it, Ctrl-C ends everything; without it, a search ends and keeps its best images."""
+    token = _INTERRUPTS_PASS.set(True)
+    try:
+        yield
+    finally:
+        _INTERRUPTS_PASS.reset(token)
+
+
+def search(
+    objective_of: Callable[[GradientMatching], Objective],
+    attack: GradientMatching,
+    options: Options,
+) -> Inversion:
+    """The search of all stages, each from the images of the one before."""
+    histories: list[pd.DataFrame] = []
+    kept: dict[int, torch.Tensor] = {}
+    start, learnt = options.start, ()
+    for stage in attack.stages:
+        before = sum(map(len, histories))
+        wanted = [step - before for step in options.snapshots]
+        best = Search(objective_of(stage)).run(
+            options.seed, start, learnt, options.name, options.progress, wanted
+        )
+        kept |= {before + step: images for step, images in best.snapshots.items()}
+        histories.append(best.history)
+        start, learnt = best.images, best.learnt
+        if not best.finished:
+            break
+    return dataclasses.replace(best, history=joined(histories), attack=attack, snapshots=kept)
+
+
+def joined(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Histories one after the other, iterations counted through."""
+    history = pd.concat(histories, ignore_index=True)
+    history.index.name = "iteration"
+    return history
+
+
 class Search:
     """Restarts side by side; `inputs` as in Objective, each with a first axis over restarts."""
 
     def __init__(self, objective: Objective):
         self.objective, self.attack = objective, objective.attack
 
-    def run(self, seed, start, learnt, name, progress, snapshots=()) -> tuple[Inversion, bool]:
-        """The best of all restarts; False when Ctrl-C ended it."""
+    def run(
+        self,
+        seed: int,
+        start: torch.Tensor | None,
+        learnt: Sequence[torch.Tensor],
+        name: str,
+        progress: bool,
+        snapshots: Sequence[int] = (),
+    ) -> Inversion:
+        """The best of all restarts, also where Ctrl-C ended them: see `interrupts_pass`."""
         attack, objective = self.attack, self.objective
         inputs = self.start(seed, start, learnt)
-        size = attack.iterations * (attack.restarts if attack.optimizer == "lbfgs" else 1)
+        size = attack.iterations * (attack.restarts if attack.searches_lines else 1)
         record = Record(size, objective.columns, inputs, snapshots)
         bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
         finished = True
         try:
-            search = self.lbfgs if attack.optimizer == "lbfgs" else self.adam
-            search(inputs, record, bar, torch.Generator().manual_seed(seed + 1))
+            way = self.lbfgs if attack.searches_lines else self.descend
+            way(inputs, record, bar, torch.Generator().manual_seed(seed + 1))
         except KeyboardInterrupt:
+            if _INTERRUPTS_PASS.get():
+                raise
             finished = False
             print(f"stopped after {record.done} of {size} iterations; the best images are kept")
         finally:
@@ -73,6 +138,7 @@ class Search:
             attack,
             tuple(rest),
             {step: self.finish(images, labels) for step, images in record.kept.items()},
+            finished,
         )
         if record.failed_at is not None:
             raise InversionFailed(
@@ -80,16 +146,18 @@ class Search:
                 "(error.best holds the last good images)",
                 result,
             )
-        return result, finished
+        return result
 
-    def finish(self, images, labels):
+    def finish(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Searched images (copies x K, C, h, w) as results (K, C, H, W), by ascending labels."""
         images = self.objective.enlarge(images)
         if self.objective.simulation.copies > 1:
             images = merge_epochs(images, self.objective.simulation.copies, labels)
         return images.clamp(0, 1)[labels.argsort(stable=True)].cpu()
 
-    def start(self, seed, given, learnt) -> list[torch.Tensor]:
+    def start(
+        self, seed: int, given: torch.Tensor | None, learnt: Sequence[torch.Tensor]
+    ) -> Inputs:
         """What to begin with: images (R, copies x K, C, h, w), soft labels, the learnt."""
         attack, simulation = self.attack, self.objective.simulation
         update, labels = self.objective.update, self.objective.labels
@@ -127,18 +195,19 @@ class Search:
             inputs.append(copies.requires_grad_())
         return inputs
 
-    def adam(self, inputs, record, bar, draws) -> None:
-        """Adam in its kinds, all restarts side by side; no step waits for a number from a GPU."""
+    def descend(self, inputs: Inputs, record: Record, bar: tqdm, draws: torch.Generator) -> None:
+        """A step after each evaluation, all restarts side by side, by Adam in its kinds or an
+        optimiser of one's own; no step waits for a number from a GPU.
+        """
         attack, rates = self.attack, self.objective.simulation.rates
         images, searched = inputs[0], len(inputs) - len(rates)
-        groups = [{"params": inputs[:searched], "lr": attack.lr}]
-        groups += [
-            {"params": [tensor], "lr": rate}
-            for tensor, rate in zip(inputs[searched:], rates, strict=True)
-        ]
-        kind = torch.optim.AdamW if attack.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(groups, lr=attack.lr)
-        full_rates = [attack.lr, *rates]
+        optimizer = self.optimizer(
+            [
+                {"params": inputs[:searched]},
+                *({"params": [t], "lr": r} for t, r in zip(inputs[searched:], rates, strict=True)),
+            ]
+        )
+        full_rates = [group["lr"] for group in optimizer.param_groups]
         for step in range(attack.iterations):
             done = step / attack.iterations
             losses, gradients = self.evaluate(inputs, attack.tv_end**done)
@@ -153,14 +222,21 @@ class Search:
             with torch.no_grad():
                 if attack.noise:
                     noise = torch.randn(images.shape, generator=draws)
-                    images.add_(noise.to(images), alpha=attack.lr * left * attack.noise)
+                    images.add_(noise.to(images), alpha=full_rates[0] * left * attack.noise)
                 if attack.box:
                     images.clamp_(0, 1)
             bar.update()
             if record.failed(bar):
                 break
 
-    def lbfgs(self, inputs, record, bar, draws) -> None:
+    def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """That of the attack, for groups of parameters, of which some have their own step size."""
+        if callable(self.attack.optimizer):
+            return self.attack.optimizer(groups)
+        kind = torch.optim.AdamW if self.attack.optimizer == "adamw" else torch.optim.Adam
+        return kind(groups, lr=self.attack.lr)
+
+    def lbfgs(self, inputs: Inputs, record: Record, bar: tqdm, draws: torch.Generator) -> None:
         """L-BFGS with line search; restarts one after the other."""
         attack = self.attack
         for restart in range(len(inputs[0])):
@@ -177,7 +253,7 @@ class Search:
             )
             evaluations = 0
 
-            def closure(restart=restart, one=one):
+            def closure(restart: int = restart, one: Inputs = one) -> torch.Tensor:
                 nonlocal evaluations
                 if evaluations == attack.iterations:
                     raise BudgetSpent
@@ -198,31 +274,32 @@ class Search:
                 if record.failed_at is not None:
                     break
 
-    def evaluate(self, inputs, fade):
+    def evaluate(
+        self, inputs: Inputs, fade: float
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Inputs]:
         """(Losses (R,), losses at the end weights (R,), terms (R, T)) and gradients."""
         images = inputs[0]
-        fade = images.new_full((), fade)  # filled in place: a copy would make a GPU wait
+        fading = images.new_full((), fade)  # filled in place: a copy would make a GPU wait
         rows = [
-            self.objective.step([t[restart].detach().requires_grad_() for t in inputs], fade)
+            self.objective.step([t[restart].detach().requires_grad_() for t in inputs], fading)
             for restart in range(len(images))
         ]
         losses = torch.stack([loss for loss, _, _ in rows])
         terms = torch.stack([term for _, term, _ in rows])
         gradients = [torch.stack(g) for g in zip(*(g for _, _, g in rows), strict=True)]
-        columns = self.objective.columns
-        if self.attack.group:
-            away = images.detach() - consensus(images.detach())
-            column = columns.index("group") - 1
-            terms[:, column] = away.square().mean((1, 2, 3, 4))
-            # the mean is where the restarts agree, and is held fixed
-            gradients[0] += self.attack.group * 2 * away / away[0].numel()
-            losses = losses + self.attack.group * terms[:, column]
+        for column, term in enumerate(self.objective.terms):
+            if "restarts" in term.reads:
+                away = term.function(images.detach())
+                terms[:, column] = away.square().mean((1, 2, 3, 4))
+                # where the restarts agree is held fixed
+                gradients[0] += term.weight * 2 * away / away[0].numel()
+                losses = losses + term.weight * terms[:, column]
         # Weights that fade make losses of different steps unlike: compare them as at the end.
         compared = losses
-        for column, name in enumerate(columns[1:]):
-            if "tv" in name:
-                weight = getattr(self.attack, name)
-                compared = compared + weight * (self.attack.tv_end - fade) * terms[:, column]
+        for column, term in enumerate(self.objective.terms):
+            if term.fades:
+                faded = self.attack.tv_end - fading
+                compared = compared + term.weight * faded * terms[:, column]
         return (losses, compared, terms), gradients
 
 
@@ -233,17 +310,26 @@ class BudgetSpent(Exception):  # noqa: N818
 class Record:
     """Losses and the best inputs, kept on the device."""
 
-    def __init__(self, size, columns, inputs, snapshots):
+    def __init__(self, size: int, columns: Sequence[str], inputs: Inputs, snapshots: Sequence[int]):
         images = inputs[0]
         self.columns = columns
-        self.wanted, self.kept = set(snapshots), {}
+        self.wanted = set(snapshots)
+        self.kept: dict[int, torch.Tensor] = {}
         self.rows = images.new_full((size, len(columns)), torch.nan).detach()
         self.best_loss = images.new_full((len(images),), torch.inf).detach()
         self.best = [tensor.detach().clone() for tensor in inputs]
-        self.done, self.failed_at = 0, None
+        self.done = 0
+        self.failed_at: int | None = None
 
     @torch.no_grad()
-    def add(self, losses, compared, terms, inputs, restart=None) -> None:
+    def add(
+        self,
+        losses: torch.Tensor,
+        compared: torch.Tensor,
+        terms: torch.Tensor,
+        inputs: Inputs,
+        restart: int | None = None,
+    ) -> None:
         """One evaluation of all restarts, or of one."""
         which = slice(None) if restart is None else slice(restart, restart + 1)
         lowest = losses.argmin(0, keepdim=True)  # selected from, not indexed by, which would wait
@@ -258,7 +344,7 @@ class Record:
             best[which] = torch.where(mask, tensor, best[which])
         self.done += 1
 
-    def failed(self, bar) -> bool:
+    def failed(self, bar: tqdm) -> bool:
         """Now and then: show the loss, and see whether it is still finite."""
         if self.done % 25 and self.done != len(self.rows):
             return False
@@ -276,7 +362,11 @@ class Record:
 
 
 def decay(schedule: str, done: float) -> float:
-    """The share of the step size that is left when a share `done` of the search is."""
+    """The share of the step size that is left when a share `done` of the search is.
+
+    >>> decay("step", 0.5), decay("cosine", 0.5), decay("constant", 0.5)
+    (0.1, 0.5, 1.0)
+    """
     if schedule == "step":
         return 0.1 ** sum(done >= eighths / 8 for eighths in (3, 5, 7))
     return (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1.0

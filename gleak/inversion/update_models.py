@@ -17,15 +17,10 @@ from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from gleak.client import local_batches
+from gleak.inversion.gradients import Tensors, Weights, checkpointed
 from gleak.update import MissingKnowledge, Update, WeightsUpdate, weight_of_steps
-
-Tensors = Sequence[torch.Tensor]
-Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +42,9 @@ class Simulation:
     copies: int = 1
     compiles: bool = True
 
+
+# What looks at an update once, for the parameters of these names, with this seed for its draws.
+UpdateModel = Callable[..., Simulation]
 
 # -- the models -----------------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ def unrolled(
 
 
 # Name -> the model, and the facts that the client must have told for it.
-UPDATE_MODELS: dict[str, tuple[Callable[..., Simulation], tuple[str, ...]]] = {
+UPDATE_MODELS: dict[str, tuple[UpdateModel, tuple[str, ...]]] = {
     "equivalent": (equivalent, ("lr", "epochs", "batch_size")),
     "path": (path, ("epochs", "batch_size")),
     "sme": (sme, ()),
@@ -183,34 +181,49 @@ OWN_DRAWS = 2**32  # the attacker's seeds lie apart from those a client might us
 
 
 def list_update_models() -> list[str]:
-    """The names that `invert` takes as its update model."""
+    """The names that `invert` takes as its update model.
+
+    >>> list_update_models()
+    ['equivalent', 'path', 'sme', 'nl-sme', 'unrolled']
+    """
     return list(UPDATE_MODELS)
 
 
-def known_model(
-    update: Update, model: str | Callable[..., Simulation]
-) -> Callable[..., Simulation]:
+def name_of(model: UpdateModel) -> str:
+    """The name of an update model, also of one with settings of one's own.
+
+    >>> name_of(partial(path, points=5))
+    'path'
+    """
+    plain = model.func if isinstance(model, partial) else model
+    named = {function: name for name, (function, _) in UPDATE_MODELS.items()}
+    return named.get(plain) or getattr(plain, "__name__", type(plain).__name__)
+
+
+def known_model(update: Update, model: str | UpdateModel) -> UpdateModel:
     """The update model by name; a function, also one with settings of one's own, stays as it is.
 
     Raises ValueError for an unknown name, MissingKnowledge where the update does not hold or the
     client did not tell what the model needs.
     """
-    plain = model.func if isinstance(model, partial) else model
-    named = {function: name for name, (function, _) in UPDATE_MODELS.items()}
-    name = named.get(plain, plain)
-    if isinstance(name, str):
-        if name not in UPDATE_MODELS:
+    if isinstance(model, str):
+        if model not in UPDATE_MODELS:
             raise ValueError(
-                f"unknown update model {name!r}; known: {', '.join(list_update_models())}"
+                f"unknown update model {model!r}; known: {', '.join(list_update_models())}"
             )
-        if isinstance(update, WeightsUpdate):
-            update.told(*UPDATE_MODELS[name][1])
-        elif name != "equivalent":
-            raise MissingKnowledge(
-                f"the update model {name!r} needs weights after local training; a FedSGD client "
-                "sends one gradient, for which there is 'equivalent'"
-            )
-    return UPDATE_MODELS[model][0] if isinstance(model, str) else model
+        model = UPDATE_MODELS[model][0]
+    plain = model.func if isinstance(model, partial) else model
+    needs = dict(UPDATE_MODELS.values())
+    if plain not in needs:
+        return model
+    if isinstance(update, WeightsUpdate):
+        update.told(*needs[plain])
+    elif plain is not equivalent:
+        raise MissingKnowledge(
+            f"the update model {name_of(model)!r} needs weights after local training; a FedSGD "
+            "client sends one gradient, for which there is 'equivalent'"
+        )
+    return model
 
 
 def observed(update: Update) -> tuple[Weights, bool]:
@@ -222,79 +235,6 @@ def observed(update: Update) -> tuple[Weights, bool]:
         return update.equivalent_gradient(), True
     except MissingKnowledge:
         return {name: -change for name, change in update.message().items()}, False
-
-
-# -- gradients ------------------------------------------------------------------------------------
-
-
-def local_gradient(
-    model: nn.Module, weights: Weights, names: Sequence[str], images, labels
-) -> tuple[torch.Tensor, ...]:
-    """The gradient, by the weights of these names, of the mean cross-entropy at these weights.
-
-    Through autograd, and differentiable again.
-    """
-    wanted = [weights[name] for name in names]
-    wanted = [w if w.requires_grad else w.detach().requires_grad_() for w in wanted]
-    weights = weights | dict(zip(names, wanted, strict=True))
-    loss = F.cross_entropy(functional_call(model, weights, (images,)), labels)
-    return torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
-
-
-def functional_gradient(model, weights, names, images, labels) -> list[torch.Tensor]:
-    """The same through torch.func, which torch.compile can follow."""
-
-    def loss_of(wanted):
-        return F.cross_entropy(functional_call(model, weights | wanted, (images,)), labels)
-
-    return list(torch.func.grad(loss_of)({name: weights[name] for name in names}).values())
-
-
-def simulate(model: nn.Module, parameters: Tensors, images, labels) -> tuple[torch.Tensor, ...]:
-    """The gradient that a client with these images and labels would send, differentiable."""
-    loss = F.cross_entropy(model(images), labels)
-    return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-
-
-def checkpointed(gradient, weights: Weights, images, labels) -> list[torch.Tensor]:
-    """gradient(weights, all names, images, labels), without keeping what led to it in memory."""
-    names = list(weights)
-    return list(Recomputed.apply(gradient, names, images, labels, *weights.values()))
-
-
-class Recomputed(torch.autograd.Function):
-    """A gradient whose own derivative is found by computing it once more, when it is asked for."""
-
-    @staticmethod
-    def forward(ctx, gradient, names, images, labels, *weights):
-        ctx.gradient, ctx.names = gradient, names
-        ctx.save_for_backward(images, labels, *weights)
-        with torch.enable_grad():
-            leaves = {
-                name: weight.detach().requires_grad_()
-                for name, weight in zip(names, weights, strict=True)
-            }
-            found = gradient(leaves, names, images.detach(), labels.detach())
-        return tuple(tensor.detach() for tensor in found)
-
-    @staticmethod
-    def backward(ctx, *slopes):
-        needed = ctx.needs_input_grad[2:]
-        inputs = [
-            tensor.detach().requires_grad_(need)
-            for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        images, labels, *weights = inputs
-        with torch.enable_grad():
-            leaves = {
-                name: weight if weight.requires_grad else weight.requires_grad_()
-                for name, weight in zip(ctx.names, weights, strict=True)
-            }
-            found = ctx.gradient(leaves, ctx.names, images, labels)
-            inner = sum((f * slope).sum() for f, slope in zip(found, slopes, strict=True))
-        asked = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-        given = iter(torch.autograd.grad(inner, asked, materialize_grads=True))
-        return None, None, *(next(given) if need else None for need in needed)
 
 
 # -- small parts ----------------------------------------------------------------------------------
@@ -311,12 +251,17 @@ def ends_of(update: WeightsUpdate) -> tuple[Weights, Weights]:
     return before, before | dict(update.weights_after)
 
 
-def between(before: Weights, after: Weights, share) -> Weights:
-    """(1 - share) W0 + share WT."""
+def between(before: Weights, after: Weights, share: float | torch.Tensor) -> Weights:
+    """(1 - share) W0 + share WT.
+
+    >>> between({"w": torch.tensor(0.0)}, {"w": torch.tensor(4.0)}, 0.25)["w"].item()
+    1.0
+    """
     return {name: before[name] + share * (after[name] - before[name]) for name in before}
 
 
 def a_number(update: Update, value: float) -> torch.Tensor:
+    """A number as the search learns it, on the device of the model."""
     return torch.tensor(value).to(update.classifier.weight)
 
 

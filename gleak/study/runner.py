@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from gleak.folders import folder_stamp
+from gleak.inversion.search import interrupts_pass
 from gleak.provenance import digest_of, package_digest, study_code, syntax
 from gleak.storage import cache_folder, whole
 
@@ -41,8 +42,8 @@ def run_grid(
     common: arguments that all settings share; they are no columns of the frame.
     Each finished setting is stored under a digest of what decides it: the module of the function,
     the package's science, the arguments (of a folder of images: its files, too), the version of
-    torch. An interrupted run goes on where it stopped. What a function of a notebook reads is not
-    known, so its rows are not stored.
+    torch. An interrupted run stores nothing of the setting it was at, and goes on there. What a
+    function of a notebook reads is not known, so its rows are not stored.
     With GLEAK_GRID=fresh in the environment everything is computed anew.
 
     Raises TypeError for values that are not plain; what the function raises passes through.
@@ -57,7 +58,8 @@ def run_grid(
         file = folder / f"{digest_of([code, arguments, stamps])[:32]}.json"
         found = stored(file) if keep and not fresh else None
         if found is None:
-            found = function(**arguments)
+            with interrupts_pass():  # a search that was cut short is no result
+                found = function(**arguments)
             found = [found] if isinstance(found, Mapping) else list(found)
             found = [{name: plain(name, value) for name, value in row.items()} for row in found]
             if keep:

@@ -1,0 +1,213 @@
+"""The study's own attack: what the update gives away in closed form, and a search for the rest.
+
+One gradient: as many layers as there are closed forms for are peeled off, then images are searched
+for that have these activations. Where nothing can be peeled, gradients are matched.
+
+Weights: the drift of local training is undone in rounds, see `drift`; each round reads a gradient.
+Where drift or the batch leaves no closed form, gradients are matched through an update model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, found_at_once
+from gleak.inversion.closed import Peeled, peel
+from gleak.inversion.closed.peel import TOLERANCE
+from gleak.inversion.drift import classifier_drift, undrifted
+from gleak.inversion.presets import (
+    GLEAK_COARSE,
+    GLEAK_FEATURES,
+    GLEAK_FIRST_GUESS,
+    GLEAK_GRADIENT,
+    GLEAK_SMOOTH,
+)
+from gleak.inversion.search import Inversion, joined
+from gleak.inversion.update_models import (
+    UPDATE_MODELS,
+    UpdateModel,
+    equivalent,
+    known_model,
+    name_of,
+    path,
+    unrolled,
+)
+from gleak.labels.features import image_features
+from gleak.labels.last_layer import LastLayer
+from gleak.update import GradientUpdate, MissingKnowledge, Update
+
+ROUNDS = 4  # of undoing the drift; all but the last are short
+LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
+STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
+FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
+# Update models, the strongest first; the facts that each needs decide.
+STRONGEST = ("unrolled", "path", "sme")
+
+
+@dataclass(frozen=True)
+class Gleak(Attack):
+    """Chooses by what the update offers; the result says which way it went.
+
+    settings: single settings that replace those of the searches it chooses from.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def override(self, **settings: Any) -> "Gleak":
+        """With these settings besides; ValueError for those that no search has.
+
+        >>> Gleak().override(tv=0.1).settings
+        {'tv': 0.1}
+        """
+        settings = {**self.settings, **settings}
+        GLEAK_GRADIENT.override(**settings)
+        return Gleak(settings)
+
+    def run(self, update: Update, labels: torch.Tensor, options: Options = DEFAULT) -> Inversion:
+        """Images for labels (K,), by the strongest way that there is.
+
+        An update model of the options decides for weights: "equivalent" reads them as one gradient
+        in the middle of the client's way, any other serves to undo the drift.
+        """
+        if isinstance(update, GradientUpdate):
+            return self.of_gradient(update, labels, options)
+        if options.update_model is equivalent:
+            return in_the_middle(self.of_gradient(update.as_gradient(), labels, options))
+        return self.of_weights(update, labels, options)
+
+    def of_gradient(self, update: Update, labels: torch.Tensor, options: Options) -> Inversion:
+        """Images from one gradient: in closed form, by what was peeled, or by matching it."""
+        options = replace(options, update_model=options.update_model or equivalent)
+        matching, fell_back = GLEAK_GRADIENT.override(**self.settings), ()
+        peeled = None
+        try:
+            peeled = peel(update, counts_of(update, labels))
+        except MissingKnowledge as error:
+            if matching.features:
+                raise
+            fell_back = (f"closed form: {error}",)
+        if peeled and peeled.is_image:
+            return found_at_once(peeled.activations, labels, "closed form")
+        if peeled and not peeled.is_features:
+            matching = preset_for(peeled, update).override(**self.settings)
+        elif peeled:
+            fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
+        found = matching.search(update, labels, options, peeled)
+        return replace(found, fell_back=fell_back)
+
+    def of_weights(self, update: Update, labels: torch.Tensor, options: Options) -> Inversion:
+        """Images from weights: by undoing the drift, or by matching through the update model."""
+        free = options.update_model is None
+        model = options.update_model or strongest_model(update)
+        options = replace(options, update_model=model)
+        try:
+            return self.in_rounds(update, labels, options, model)
+        except MissingKnowledge as error:
+            reason = f"undoing the drift: {error}"
+        if free and model is unrolled and update.local_steps > FEW_STEPS:
+            options = replace(options, update_model=equivalent)
+            found = in_the_middle(self.of_gradient(update.as_gradient(), labels, options))
+        else:
+            found = GLEAK_GRADIENT.override(**self.settings).run(update, labels, options)
+        return replace(found, fell_back=(reason, *found.fell_back))
+
+    def in_rounds(
+        self, update: Update, labels: torch.Tensor, options: Options, model: UpdateModel
+    ) -> Inversion:
+        """Images from the weights of a FedAvg client, in rounds: see `drift`.
+
+        The first images are those that fit the update as one gradient. Where the drift is too large
+        for a closed form, they come from matching gradients along the line from W0 to WT. Where it
+        is next to nothing, as noise or the images of a round tell, one search from the update as it
+        was is the last. The images whose simulated weights come nearest to the client's are kept.
+
+        Raises MissingKnowledge where no round has a closed form.
+        """
+        counts, seed = counts_of(update, labels), options.seed
+        precision = max(LOOSE / 2, update.precision)
+        middle = flat = update.as_gradient()
+        best, nearest, left, closed = None, torch.inf, None, False
+        histories: list[pd.DataFrame] = []
+        snapshots: dict[int, torch.Tensor] = {}
+        # noise drifts about as far as images do: so it tells whether there is anything to undo
+        draws = torch.Generator().manual_seed(seed)
+        noise = torch.rand(len(labels), *update.input_shape, generator=draws)
+        guessed, _ = undrifted(update, noise, labels, model, seed)
+        last, settled = False, classifier_drift(middle, guessed) < STRAIGHT
+        while not last:
+            final = len(histories) >= ROUNDS - 1 or settled
+            done = sum(map(len, histories))
+            now = replace(options, snapshots=[step - done for step in options.snapshots])
+            peeled = None
+            try:  # the layers before the last are worth their time in the end only
+                allowed = TOLERANCE if final else 0.0
+                peeled = peel(replace(flat, precision=precision), counts, misfit_allowed=allowed)
+            except MissingKnowledge:
+                if best:
+                    break
+                image_features(
+                    LastLayer.of(flat, precision=torch.inf), counts
+                )  # raises where there are none
+            if peeled:
+                closed = True
+                settings = preset_for(peeled, update).override(**self.settings)
+                total = sum(stage.iterations for stage in settings.stages)
+                left = total if left is None else left
+                last = final
+                share = left if last else total // (2 * (ROUNDS - 1))
+                settings = settings.override(iterations=max(share, 1))
+                left -= share
+                now = replace(now, update_model=equivalent)
+                found = settings.search(flat, labels, now, peeled)
+            else:
+                found = GLEAK_FIRST_GUESS.search(update, labels, replace(now, update_model=path))
+            flat, distance = undrifted(update, found.images, labels, model, seed)
+            histories.append(found.history.assign(distance_of_weights=distance))
+            snapshots |= {done + step: images for step, images in found.snapshots.items()}
+            settled = bool(best) and distance > 0.9 * nearest
+            if peeled and classifier_drift(middle, flat) < STRAIGHT:
+                flat, settled = middle, True
+            if distance < nearest:
+                best, nearest = found, distance
+            options = replace(options, start=found.images)
+            last = last or not found.finished
+        if not closed and found.finished:
+            raise MissingKnowledge("it hides the features of single images")
+        way = f"drift undone in {len(histories)} rounds by {name_of(model)}; {best.way}"
+        return replace(
+            best, history=joined(histories), snapshots=snapshots, way=way, finished=found.finished
+        )
+
+    def __str__(self) -> str:
+        return "gleak: what there is a closed form for, then a search for what is left"
+
+
+def counts_of(update: Update, labels: torch.Tensor) -> torch.Tensor:
+    """How often each class occurs, (N,), in labels (K,)."""
+    return torch.bincount(labels, minlength=update.num_classes)
+
+
+def strongest_model(update: Update) -> UpdateModel:
+    """The update model that needs most of what the client told.
+
+    Those whose facts were not told are left out; `sme` needs none.
+    """
+    for name in STRONGEST:
+        if all(fact in update.facts for fact in UPDATE_MODELS[name][1]):
+            return known_model(update, name)
+    raise AssertionError("sme needs no facts")
+
+
+def in_the_middle(found: Inversion) -> Inversion:
+    """What was found from weights that were read as one gradient."""
+    return replace(found, way=f"read as one gradient in the middle of the way; {found.way}")
+
+
+def preset_for(peeled: Peeled, update: Update) -> GradientMatching:
+    """The search that fits what was peeled."""
+    if peeled.deep or (peeled.rough and min(update.input_shape[1:]) >= 64):
+        return GLEAK_COARSE
+    return GLEAK_FEATURES if peeled.rough else GLEAK_SMOOTH

@@ -1,0 +1,109 @@
+"""The attacks of papers, and the searches of this study, as tables of their settings."""
+
+from dataclasses import replace
+
+from gleak.inversion.attack import GradientMatching
+
+
+def coarse_to_fine(attack: GradientMatching, *shares: float) -> GradientMatching:
+    """The attack in stages, one for each share of the resolution, in this order.
+
+    >>> [stage.resolution for stage in coarse_to_fine(PAPERS["general"], 0.5, 1).stages]
+    [0.5, 1]
+    """
+    stage = None
+    for share in reversed(shares):
+        stage = replace(attack, resolution=share, then=stage)
+    if stage is None:
+        raise ValueError("there must be a share of the resolution")
+    return stage
+
+
+DLG = GradientMatching(
+    reference="Deep Leakage from Gradients (Zhu et al. 2019)",
+    distance="l2",
+    optimizer="lbfgs",
+    lr=1,
+    schedule="constant",
+    box=False,
+    joint_labels=True,
+)
+
+PAPERS = {
+    "dlg": DLG,
+    "idlg": replace(DLG, reference="iDLG (Zhao et al. 2020)", joint_labels=False),
+    "inverting-gradients": GradientMatching(
+        reference="Inverting Gradients (Geiping et al. 2020)",
+        tv=0.04,
+    ),
+    "gradinversion": GradientMatching(
+        reference="GradInversion (Yin et al. 2021)",
+        distance="l2",
+        tv=0.02,
+        norm=1e-4,
+        batch_norm=0.1,
+        group=0.01,
+        optimizer="adam",
+        schedule="cosine",
+        noise=0.02,
+        restarts=2,
+    ),
+    "general": GradientMatching(
+        reference="Towards General Deep Leakage (Geng et al. 2021); optimiser and weights ours",
+        distance="l2",
+        tv=0.04,
+        clip=1,
+        scale=0.01,
+        box=False,
+    ),
+}
+
+# The searches that `gleak` chooses from.
+# The closed form gives activations of single images; images follow by matching those.
+# Behind ReLU and max-pooling that is a search among many minima: large signed steps that shrink.
+GLEAK_FEATURES = GradientMatching(
+    reference="this study",
+    match=0,
+    features=1,
+    tv=0.5,
+    tv_end=0.1,
+    lr=0.3,
+    schedule="cosine",
+    iterations=3000,
+)
+# Smooth networks let L-BFGS follow; the gradient of the early layers then adds what is missing.
+GLEAK_SMOOTH = GradientMatching(
+    reference="this study",
+    match=0,
+    features=1,
+    smooth_tv=0.01,
+    clip=0.1,
+    optimizer="lbfgs",
+    lr=1,
+    schedule="constant",
+    start="gray",
+    box=False,
+    iterations=300,
+)
+for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one before
+    GLEAK_SMOOTH = replace(
+        GLEAK_SMOOTH,
+        then=replace(GLEAK_SMOOTH, distance="layer-l2", match=weight, then=GLEAK_SMOOTH.then),
+    )
+# Deep inside a residual network, and on larger images, the search gets stuck in detail that is
+# wrong in the large: coarse images first.
+GLEAK_COARSE = coarse_to_fine(
+    replace(GLEAK_FEATURES, lr=0.05, start="gray", iterations=150), 0.25, 0.5, 1
+)
+# Where nothing can be peeled, all is left to gradient matching, coarse images first.
+GLEAK_GRADIENT = coarse_to_fine(
+    GradientMatching(
+        reference="this study", tv=0.02, lr=0.05, schedule="cosine", start="gray", iterations=150
+    ),
+    0.125,
+    0.25,
+    0.5,
+    1,
+)
+# Where drift hides all features, so many steps along the line from W0 to WT show the way to them.
+GLEAK_FIRST_GUESS = replace(PAPERS["inverting-gradients"], iterations=100)
