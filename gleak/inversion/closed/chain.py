@@ -7,6 +7,7 @@ pass. Where a network branches, that is more than one layer of the network: a re
 recognised by its graph, and becomes one layer.
 """
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ from gleak.inversion.closed.graph import Traced, function_of, traced
 from gleak.update import MissingKnowledge, is_dropout
 
 NORMED = [nn.Conv2d, nn.BatchNorm2d]
+POINTWISE: dict[str, type[nn.Module]] = {  # functions by name, with the arguments of their layers
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
 
 
 class Reshape(nn.Module):
@@ -214,8 +223,9 @@ def module_layer(
             return None, kind, "what the client's dropout kept is not known"
         return nn.Identity(), kind, ""
     layer: nn.Module | None = module
-    if isinstance(module, nn.ReLU):
-        layer = nn.ReLU()  # never in place
+    if getattr(module, "inplace", False):
+        layer = copy.copy(module)  # what is known must not change while it is looked at
+        layer.inplace = False
     elif isinstance(module, nn.Flatten):
         layer = reshaped(entering, leaving)
     elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
@@ -234,10 +244,10 @@ def function_layer(
     name = function_of(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: net.sizes.get(n, n))
     arguments = args[1:]
-    if name == "relu":
-        return nn.ReLU()
-    if name == "sigmoid":
-        return nn.Sigmoid()
+    if name in POINTWISE:
+        layer = POINTWISE[name](*arguments, **kwargs)
+        layer.inplace = False
+        return layer
     if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze"):
         return reshaped(entering, leaving)
     if name == "contiguous":
@@ -251,7 +261,7 @@ def function_layer(
     if name == "avg_pool2d":
         size = arguments[0] if arguments else kwargs["kernel_size"]
         padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
-        return averaged(entering, leaving, size, padding)
+        return averaged(entering, leaving, size, padding) or nn.AvgPool2d(*arguments, **kwargs)
     if name == "max_pool2d":
         bound = inspect.signature(nn.MaxPool2d).bind(*arguments, **kwargs)
         return nn.MaxPool2d(*bound.args, **bound.kwargs)

@@ -146,18 +146,17 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
     if place.values is None:
         raise ArithmeticError("its output is hidden behind a pooling")
     values, known = row.inverse(step.layer, place.values, step.entering, sent.rounding)
-    slope, *unmasked = (
-        row.slope(step.layer, slope, values, place.values)
-        for slope in (place.whole_slope, place.unmasked)
-        if slope is not None
-    )
-    unmasked = unmasked[0] if unmasked else None
+    slope = row.slope(step.layer, place.whole_slope, values, place.values)
+    unmasked, onwards = None, ()
     if known is not None:
         unmasked = place.whole_slope
+    elif place.unmasked is not None and values.shape == place.values.shape:
+        unmasked = row.slope(step.layer, place.unmasked, values, place.values)
+        onwards = (step.layer, *place.onwards)
     if place.known is not None:
         before = place.known.reshape(values.shape)
         known = before if known is None else before & known
-    return Place(slope, values, known, unmasked)
+    return Place(slope, values, known, unmasked, onwards)
 
 
 def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Place:
@@ -177,7 +176,7 @@ def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) 
     )
     if place.unmasked is not None and misfit <= HOPELESS * misfit_allowed:
         slope, inputs, misfit = settle_units(
-            layer, place.unmasked, known, observed, inputs, misfit, sent.rounding
+            layer, place.unmasked, known, observed, inputs, misfit, sent.rounding, place.onwards
         )
     if misfit > misfit_allowed:
         raise ArithmeticError(f"the input that was found misses its gradient by {misfit:.1%}")
