@@ -36,7 +36,7 @@ class Sent:
         self.precision = precision_of(update)
         self.rounding = max(torch.finfo(update.classifier.weight.dtype).eps, self.precision)
 
-    def of(self, parameter: nn.Parameter) -> torch.Tensor:
+    def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The gradient of one parameter. Raises ArithmeticError if it was not sent."""
         name = self.names[id(parameter)]
         if name not in self.gradient:

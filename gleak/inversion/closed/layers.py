@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gleak.inversion.closed.chain import BasicBlock, Reshape
-from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.known import Place
 from gleak.inversion.closed.relu import inverse_relu
 from gleak.inversion.closed.residual import AGREES, tell_output, through_block
 from gleak.inversion.closed.solve import double, input_equations, pull_back
@@ -46,9 +46,9 @@ class Row(NamedTuple):
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = double
     slope: Callable[..., torch.Tensor] = slope_of
     equations: Callable[[nn.Module, torch.Tensor, Shape], torch.Tensor] | None = None
-    inverse: Callable[[nn.Module, torch.Tensor, Shape, float], Known] | None = None
-    whole: Callable[[nn.Module, Place, tuple[Shape, Shape], Sent], Place] | None = None
-    told: Callable[[nn.Module, Place, Sent], Place] | None = None
+    inverse: Callable[..., Known] | None = None
+    whole: Callable[..., Place] | None = None
+    told: Callable[..., Place] | None = None
     agrees: float | None = None
 
 
@@ -121,7 +121,7 @@ def inverse_normalise(
     layer: Normalise, outputs: torch.Tensor, shape: Shape, rounding: float
 ) -> Known:
     """Times the deviation, plus the mean."""
-    return outputs * layer.std.double() + layer.mean.double(), None
+    return outputs * layer.get_buffer("std").double() + layer.get_buffer("mean").double(), None
 
 
 ROWS: dict[type[nn.Module], Row] = {
@@ -144,7 +144,14 @@ ROWS: dict[type[nn.Module], Row] = {
 }
 
 
-def row_of(layer: nn.Module | None) -> Row | None:
+def find_row(layer: nn.Module) -> Row | None:
     """The row of a layer, or None."""
-    kinds = type(layer).__mro__
-    return next((ROWS[kind] for kind in kinds if kind in ROWS), None)
+    return next((ROWS[kind] for kind in type(layer).__mro__ if kind in ROWS), None)
+
+
+def row_of(layer: nn.Module) -> Row:
+    """The row of a layer. Raises ArithmeticError if there is none."""
+    row = find_row(layer)
+    if row is None:
+        raise ArithmeticError("there is no closed form for this kind of layer")
+    return row
