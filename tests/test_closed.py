@@ -11,7 +11,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 import gleak
 from gleak.inversion.closed import exact_images, peel, spear
-from gleak.inversion.closed.chain import trace
+from gleak.inversion.closed.chain import BasicBlock as BlockLayer
+from gleak.inversion.closed.chain import Reshape, trace
 from gleak.inversion.closed.known import scaled
 from gleak.inversion.closed.layers import ROWS
 from gleak.inversion.closed.solve import solve_least_squares, taps
@@ -312,17 +313,40 @@ def test_a_layer_that_was_not_sent_ends_the_peeling(batch):
 
 # -- rows of the table ---------------------------------------------------------------------------
 
+
+def uneven(norm):
+    """A batch norm with statistics and parameters that are not those of an untrained one."""
+    draws = torch.Generator().manual_seed(3)
+    for name, tensor in norm.state_dict().items():
+        if tensor.ndim:
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=draws))
+            if name in ("weight", "bias", "running_mean"):
+                tensor[::2] *= -1
+    return norm
+
+
 LAYERS = [
     nn.Conv2d(3, 5, 3, stride=2, padding=1),
     nn.Conv2d(3, 5, 3, padding="same"),
     nn.Linear(6, 4),
     nn.ReLU(),
+    nn.LeakyReLU(0.1),
+    nn.ELU(0.7),
+    nn.Softplus(2.0),
     nn.Sigmoid(),
+    nn.Tanh(),
+    uneven(nn.BatchNorm2d(3)).eval(),
+    nn.BatchNorm2d(3, affine=False).eval(),
     nn.Flatten(),
     nn.Identity(),
     Normalise((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
     nn.AdaptiveAvgPool2d(1),
+    nn.AvgPool2d(2),
 ]
+
+
+def test_each_row_is_tried():
+    assert {*ROWS} - {type(layer) for layer in LAYERS} == {BlockLayer, Reshape}
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
@@ -405,6 +429,91 @@ def test_peeling_with_noise_goes_as_far_as_the_features(batch):
     peeled = peel(dataclasses.replace(noisy, precision=1.5e-3), batch.label_counts)
     assert "misses its gradient by" in peeled.ended or "does not lead to" in peeled.ended
     assert error(peeled.activations, truth_at(peeled, batch)) < 1e-2
+
+
+# -- networks with these layers -------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "leaky": lambda x: F.leaky_relu(x, 0.2),
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+
+
+class Smooth(nn.Module):
+    """Three convolutions, the first two at a stride, with an activation that can be inverted."""
+
+    def __init__(self, activation, norms):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        widths = [3, 16, 32, 32]
+        pairs = zip(widths, widths[1:], strict=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, stride=2 if a < 32 else 1) for a, b in pairs
+        )
+        self.norms = nn.ModuleList(
+            uneven(nn.BatchNorm2d(width)) if norms else nn.Identity() for width in widths[1:]
+        )
+        self.fc = nn.Linear(32 * 4 * 4, 10)
+
+    def forward(self, x):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.activation(norm(conv(x)))
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norms", [False, True])
+def test_images_through_activations_that_can_be_inverted(activation, norms):
+    batch = small([0])
+    double = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = Smooth(activation, norms).double()
+    peeled = peel(gleak.fedsgd(net, double, training=False), batch.label_counts)
+    assert peeled.is_image, peeled.ended
+    assert error(peeled.activations, double.images) < 1e-4
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_batch_norm_before_and_behind_the_activation(before):
+    batch = small([0, 1, 3])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = []
+        for a, b in [(3, 16), (16, 32), (32, 32)]:
+            pair = [uneven(nn.BatchNorm2d(b)), nn.ReLU()]
+            layers += [nn.Conv2d(a, b, 3, padding=1), *(pair if before else pair[::-1])]
+            layers += [nn.AvgPool2d(2)] if a < 32 else []
+        net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 4 * 4, 10))
+    update = gleak.fedsgd(net, batch, training=False)
+    peeled = peel(update, batch.label_counts)
+    assert error(peeled.activations, truth_at(peeled, batch)) < 1e-4
+    assert peeled.activations.shape == (3, 32, 4, 4)
+    assert peeled.place.startswith("what enters Conv2d")
+    assert "hidden behind a pooling" in peeled.ended
+    train = peel(gleak.fedsgd(net, batch), batch.label_counts)
+    assert "took the mean and variance of the batch" in train.ended
+
+
+def test_the_slope_goes_through_average_pooling_to_a_convolution():
+    batch = small([0, 1])
+    double = gleak.Batch(batch.images.double(), batch.labels, batch.class_names)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1, stride=2),
+            nn.Tanh(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.AvgPool2d(2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 10),
+        ).double()
+    peeled = peel(gleak.fedsgd(net, double), batch.label_counts)
+    assert peeled.parameters == () or len(peeled.parameters) == 2
+    assert error(peeled.activations, truth_at(peeled, double)) < 1e-6
 
 
 # -- images --------------------------------------------------------------------------------------

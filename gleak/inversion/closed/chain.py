@@ -7,6 +7,7 @@ pass. Where a network branches, that is more than one layer of the network: a re
 recognised by its graph, and becomes one layer.
 """
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ from gleak.network import is_dropout
 from gleak.update import MissingKnowledge
 
 NORMED = [nn.Conv2d, nn.BatchNorm2d]
+POINTWISE: dict[str, type[nn.Module]] = {  # functions by name, with the arguments of their layers
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
 
 
 class Reshape(nn.Module):
@@ -62,18 +71,22 @@ class BasicBlock(nn.Module):
         return (branch + values).relu()
 
 
+class Unknown(nn.Module):
+    """Stands for a layer that is not understood."""
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One layer of a chain.
 
-    layer: a module that does what the network does here; None where that is not understood.
+    layer: a module that does what the network does here, `Unknown` where that is not understood.
     kind: of the layer, for people.
     entering, leaving: shapes of one image's values.
     node: of the graph, whose value leaves the layer.
     unknown: why the layer is not understood, where more can be said than its kind.
     """
 
-    layer: nn.Module | None
+    layer: nn.Module
     kind: str
     entering: tuple[int, ...]
     leaving: tuple[int, ...]
@@ -92,7 +105,7 @@ class Chain:
     def trunk(self, depth: int) -> fx.GraphModule:
         """The network up to what enters step `depth`, with the model's own layers and names."""
         end = self.steps[depth - 1].node if depth else next(iter(self.graph.nodes))
-        graph, copies = fx.Graph(), {}
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in self.graph.nodes:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node is end:
@@ -148,7 +161,7 @@ def branched(net: Traced, part: list[fx.Node], rest: list[list[fx.Node]]) -> Ste
             "peeling needs a chain of layers and residual blocks of two convolutions; got a "
             f"{kind}, which branches"
         )
-    return Step(None, kind, entering, leaving, part[-1])
+    return Step(Unknown(), kind, entering, leaving, part[-1])
 
 
 def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
@@ -157,11 +170,12 @@ def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
     if function_of(total) != "add" or len(total.args) != 2 or total.kwargs:
         return None
     branches: list[list[Step]] = []
-    for node in total.args:
+    for end in total.args:
         branches.append([])
+        node = end if isinstance(end, fx.Node) else total
         while node is not start:
-            sources = net.sources(node) if isinstance(node, fx.Node) else []
-            if len(sources) != 1:
+            sources = net.sources(node)
+            if len(sources) != 1:  # as of the sum itself
                 return None
             branches[-1].insert(0, single(net, sources[0], node))
             node = sources[0]
@@ -170,18 +184,17 @@ def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
         return None
     if short and [type(step.layer) for step in short] != NORMED:
         return None
-    conv1, norm1, _, conv2, norm2 = (step.layer for step in long)
-    convs, norms = (conv1, conv2), (norm1, norm2)
-    shorts = [step.layer for step in short]
+    layers = [step.layer for step in (*long, *short)]
+    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     if (
-        all(conv.kernel_size == (3, 3) for conv in convs)
-        and all(conv.kernel_size == (1, 1) for conv in shorts[:1])
-        and all(conv.groups == 1 for conv in (*convs, *shorts[:1]))
-        and all(conv.padding_mode == "zeros" for conv in (*convs, *shorts[:1]))
-        and all(norm.affine and norm.running_mean is not None for norm in (*norms, *shorts[1:]))
+        [conv.kernel_size for conv in convs] == [(3, 3), (3, 3), (1, 1)][: len(convs)]
+        and all(conv.groups == 1 and conv.padding_mode == "zeros" for conv in convs)
+        and all(norm.affine and norm.running_mean is not None for norm in norms)
         and long[3].entering == long[3].leaving
     ):
-        return BasicBlock(conv1, norm1, conv2, norm2, *shorts)
+        shorts = (convs[2], norms[2]) if short else (None, None)
+        return BasicBlock(convs[0], norms[0], convs[1], norms[1], *shorts)
     return None
 
 
@@ -194,7 +207,9 @@ def single(net: Traced, before: fx.Node, node: fx.Node) -> Step:
     else:
         layer, unknown = function_layer(net, node, entering, leaving), ""
         kind = type(layer).__name__ if layer else function_of(node) or node.op
-    return Step(layer if same_images else None, kind, entering, leaving, node, unknown)
+    if layer is None or not same_images:
+        layer = Unknown()
+    return Step(layer, kind, entering, leaving, node, unknown)
 
 
 def module_layer(
@@ -215,8 +230,8 @@ def module_layer(
             return None, kind, "what the client's dropout kept is not known"
         return nn.Identity(), kind, ""
     layer: nn.Module | None = module
-    if isinstance(module, nn.ReLU):
-        layer = nn.ReLU()  # never in place
+    if getattr(module, "inplace", False):
+        layer = out_of_place(module)
     elif isinstance(module, nn.Flatten):
         layer = reshaped(entering, leaving)
     elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
@@ -233,12 +248,11 @@ def function_layer(
 ) -> nn.Module | None:
     """The layer that does what a function or a method does, or None."""
     name = function_of(node)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: net.sizes.get(n, n))
+    args: list[Any] = list(fx.node.map_arg(node.args, lambda n: net.sizes.get(n, n)))
+    kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, lambda n: net.sizes.get(n, n)))
     arguments = args[1:]
-    if name == "relu":
-        return nn.ReLU()
-    if name == "sigmoid":
-        return nn.Sigmoid()
+    if name in POINTWISE:
+        return out_of_place(POINTWISE[name](*arguments, **kwargs))
     if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze"):
         return reshaped(entering, leaving)
     if name == "contiguous":
@@ -252,11 +266,18 @@ def function_layer(
     if name == "avg_pool2d":
         size = arguments[0] if arguments else kwargs["kernel_size"]
         padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
-        return averaged(entering, leaving, size, padding)
+        return averaged(entering, leaving, size, padding) or nn.AvgPool2d(*arguments, **kwargs)
     if name == "max_pool2d":
         bound = inspect.signature(nn.MaxPool2d).bind(*arguments, **kwargs)
         return nn.MaxPool2d(*bound.args, **bound.kwargs)
     return None
+
+
+def out_of_place(layer: nn.Module) -> nn.Module:
+    """A copy that leaves its input as it is: what is known must not change by being looked at."""
+    layer = copy.copy(layer)
+    vars(layer)["inplace"] = False
+    return layer
 
 
 def reshaped(entering: tuple[int, ...], leaving: tuple[int, ...]) -> nn.Module | None:

@@ -40,7 +40,7 @@ class Traced:
         Where the network is a chain, a part is two nodes; the first is the last of the part before.
         """
         output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
-        used, data = {output}, []
+        used, data = {output}, list[fx.Node]()
         for node in reversed(self.graph.nodes):
             if node in self.shapes and any(user in used for user in node.users):
                 used.add(node)
@@ -139,11 +139,13 @@ class LayerTracer(fx.Tracer):
             answers = {self.answer(obj.node, probe) for probe in self.probes}
         finally:
             self.running = False
-        return answers.pop() if len(answers) == 1 and None not in answers else super().to_bool(obj)
+        if answers == {True} or answers == {False}:
+            return True in answers
+        return super().to_bool(obj)
 
     def answer(self, asked: fx.Node, images: torch.Tensor) -> bool | None:
         """The truth of a node's value for these images, None where it depends on their values."""
-        graph, copies = fx.Graph(), {}
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in self.graph.nodes:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[asked])

@@ -36,7 +36,7 @@ class Sent:
         self.precision = 2 * update.precision
         self.rounding = max(torch.finfo(update.classifier.weight.dtype).eps, self.precision)
 
-    def of(self, parameter: nn.Parameter) -> torch.Tensor:
+    def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The gradient of one parameter. Raises ArithmeticError if it was not sent."""
         name = self.names[id(parameter)]
         if name not in self.gradient:
@@ -52,6 +52,7 @@ class Place:
     values: (K, ...), up to noise; None behind a pooling.
     known: (K, ...) where the values are known; None where all are.
     unmasked: in front of a ReLU, the slope if all its units were active; otherwise None.
+    onwards: the layers from here to that ReLU, where it is not the next one.
     passed: in front of a residual block, what more of the slope went past it. In train mode batch
     norm hides the scale of the values, the inverse of which `slope` has and this has not.
     """
@@ -60,6 +61,7 @@ class Place:
     values: torch.Tensor | None
     known: torch.Tensor | None = None
     unmasked: torch.Tensor | None = None
+    onwards: tuple[nn.Module, ...] = ()
     passed: torch.Tensor | float = 0.0
 
     @property

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from gleak.inversion.closed.chain import BasicBlock, Reshape
-from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.known import Place
 from gleak.inversion.closed.relu import inverse_relu
 from gleak.inversion.closed.residual import AGREES, tell_output, through_block
 from gleak.inversion.closed.solve import double, input_equations, pull_back
 from gleak.models import Normalise
 
-SATURATED = 1e-9  # distance of a sigmoid's output from 0 and 1, below which its input is made up
+SATURATED = 1e-9  # distance of an output from its bounds, below which the input is made up
 
 Shape = tuple[int, ...]
 Known = tuple[torch.Tensor, torch.Tensor | None]  # values (K, ...), where they are known or all
@@ -46,9 +46,9 @@ class Row(NamedTuple):
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = double
     slope: Callable[..., torch.Tensor] = slope_of
     equations: Callable[[nn.Module, torch.Tensor, Shape], torch.Tensor] | None = None
-    inverse: Callable[[nn.Module, torch.Tensor, Shape, float], Known] | None = None
-    whole: Callable[[nn.Module, Place, tuple[Shape, Shape], Sent], Place] | None = None
-    told: Callable[[nn.Module, Place, Sent], Place] | None = None
+    inverse: Callable[..., Known] | None = None
+    whole: Callable[..., Place] | None = None
+    told: Callable[..., Place] | None = None
     agrees: float | None = None
 
 
@@ -67,6 +67,51 @@ def slope_of_sigmoid(
     return slope * outputs * (1 - outputs)
 
 
+def inverse_tanh(layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
+    """The area hyperbolic tangent."""
+    return outputs.clamp(SATURATED - 1, 1 - SATURATED).atanh(), None
+
+
+def inverse_leaky_relu(
+    layer: nn.LeakyReLU, outputs: torch.Tensor, shape: Shape, rounding: float
+) -> Known:
+    """Negative outputs over the slope there. Raises ArithmeticError if that is not positive."""
+    if layer.negative_slope <= 0:
+        raise ArithmeticError("its outputs do not tell its inputs")
+    return torch.where(outputs > 0, outputs, outputs / layer.negative_slope), None
+
+
+def inverse_elu(layer: nn.ELU, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
+    """log(1 + y / alpha) of negative outputs y."""
+    below = (outputs / layer.alpha).clamp(SATURATED - 1, 0).log1p()
+    return torch.where(outputs > 0, outputs, below), None
+
+
+def inverse_softplus(
+    layer: nn.Softplus, outputs: torch.Tensor, shape: Shape, rounding: float
+) -> Known:
+    """log(exp(beta y) - 1) / beta, or the output itself where the layer is the identity."""
+    scaled_up = (outputs * layer.beta).clamp_min(SATURATED)
+    inputs = (scaled_up + (-torch.expm1(-scaled_up)).log()) / layer.beta
+    return torch.where(inputs * layer.beta > layer.threshold, outputs, inputs), None
+
+
+def inverse_norm(
+    layer: nn.BatchNorm2d, outputs: torch.Tensor, shape: Shape, rounding: float
+) -> Known:
+    """Of a batch norm in eval mode, which is affine. Raises ArithmeticError in train mode."""
+    if layer.training or layer.running_mean is None or layer.running_var is None:
+        raise ArithmeticError("it took the mean and variance of the batch, which are not known")
+    mean, deviation = layer.running_mean.double(), (layer.running_var.double() + layer.eps).sqrt()
+    standard = outputs
+    if layer.weight is not None:
+        weight, bias = (t.detach().double()[:, None, None] for t in (layer.weight, layer.bias))
+        if not weight.all():
+            raise ArithmeticError("its weight is zero in some channel")
+        standard = (outputs - bias) / weight
+    return standard * deviation[:, None, None] + mean[:, None, None], None
+
+
 def inverse_shape(layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
     """The same values in their shape before."""
     return outputs.reshape(-1, *shape), None
@@ -76,24 +121,37 @@ def inverse_normalise(
     layer: Normalise, outputs: torch.Tensor, shape: Shape, rounding: float
 ) -> Known:
     """Times the deviation, plus the mean."""
-    return outputs * layer.std.double() + layer.mean.double(), None
+    return outputs * layer.get_buffer("std").double() + layer.get_buffer("mean").double(), None
 
 
 ROWS: dict[type[nn.Module], Row] = {
     nn.Conv2d: Row(equations=input_equations),
     nn.Linear: Row(equations=input_equations),
     nn.ReLU: Row(inverse=inverse_relu),
+    nn.LeakyReLU: Row(inverse=inverse_leaky_relu),
+    nn.ELU: Row(inverse=inverse_elu),
+    nn.Softplus: Row(inverse=inverse_softplus),
     nn.Sigmoid: Row(inverse=inverse_sigmoid, slope=slope_of_sigmoid),
+    nn.Tanh: Row(inverse=inverse_tanh),
+    nn.BatchNorm2d: Row(inverse=inverse_norm),
     nn.Identity: Row(inverse=inverse_shape),
     nn.Flatten: Row(inverse=inverse_shape),
     Reshape: Row(inverse=inverse_shape),
     Normalise: Row(inverse=inverse_normalise),
     nn.AdaptiveAvgPool2d: Row(),  # hides its input, but spreads the slope
+    nn.AvgPool2d: Row(),
     BasicBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
 }
 
 
-def row_of(layer: nn.Module | None) -> Row | None:
+def find_row(layer: nn.Module) -> Row | None:
     """The row of a layer, or None."""
-    kinds = type(layer).__mro__
-    return next((ROWS[kind] for kind in kinds if kind in ROWS), None)
+    return next((ROWS[kind] for kind in type(layer).__mro__ if kind in ROWS), None)
+
+
+def row_of(layer: nn.Module) -> Row:
+    """The row of a layer. Raises ArithmeticError if there is none."""
+    row = find_row(layer)
+    if row is None:
+        raise ArithmeticError("there is no closed form for this kind of layer")
+    return row

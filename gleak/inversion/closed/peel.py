@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from gleak.inversion.closed.chain import BasicBlock, Chain, Step, trace
 from gleak.inversion.closed.known import Place, Sent
-from gleak.inversion.closed.layers import row_of
+from gleak.inversion.closed.layers import find_row, row_of
 from gleak.inversion.closed.relu import HOPELESS, settle_units
 from gleak.inversion.closed.solve import solve_input
 from gleak.labels.features import image_features
@@ -96,9 +96,9 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
             continue
         try:
             place = through(step, place, sent, misfit_allowed)
-            row = row_of(steps[index - 1].layer) if index else None
-            if row and row.told:
-                place = row.told(steps[index - 1].layer, place, sent)
+            beneath = find_row(steps[index - 1].layer) if index else None
+            if beneath and beneath.told:
+                place = beneath.told(steps[index - 1].layer, place, sent)
             if place.values is None or place.known is not None:
                 continue
             agrees = row_of(step.layer).agrees or tolerance
@@ -133,9 +133,9 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
 
     Raises ArithmeticError where nothing is, with the reason.
     """
+    if step.unknown:
+        raise ArithmeticError(step.unknown)
     row = row_of(step.layer)
-    if row is None:
-        raise ArithmeticError(step.unknown or "there is no closed form for this kind of layer")
     if row.whole:
         return row.whole(step.layer, place, (step.entering, step.leaving), sent)
     if row.equations:
@@ -146,38 +146,37 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
     if place.values is None:
         raise ArithmeticError("its output is hidden behind a pooling")
     values, known = row.inverse(step.layer, place.values, step.entering, sent.rounding)
-    slope, *unmasked = (
-        row.slope(step.layer, slope, values, place.values)
-        for slope in (place.whole_slope, place.unmasked)
-        if slope is not None
-    )
-    unmasked = unmasked[0] if unmasked else None
+    slope = row.slope(step.layer, place.whole_slope, values, place.values)
+    unmasked: torch.Tensor | None = None
+    onwards: tuple[nn.Module, ...] = ()
     if known is not None:
         unmasked = place.whole_slope
+    elif place.unmasked is not None and values.shape == place.values.shape:
+        unmasked = row.slope(step.layer, place.unmasked, values, place.values)
+        onwards = (step.layer, *place.onwards)
     if place.known is not None:
         before = place.known.reshape(values.shape)
         known = before if known is None else before & known
-    return Place(slope, values, known, unmasked)
+    return Place(slope, values, known, unmasked, onwards)
 
 
 def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Place:
     """`through` for a layer whose weight gradient is linear in its input."""
     layer, slope = step.layer, place.whole_slope
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
     if slope.ndim != (2 if isinstance(layer, nn.Linear) else 4):
         raise ArithmeticError("it is applied at several places of its input")
     observed = sent.of(layer.weight)
-    if place.values is None:
-        outputs, known = slope, torch.zeros_like(slope, dtype=torch.bool)
-    else:
-        outputs, known = place.values, place.known
-        if known is None:
-            known = torch.ones_like(outputs, dtype=torch.bool)
+    outputs = slope if place.values is None else place.values
+    known = place.known
+    if known is None:
+        known = torch.full_like(outputs, place.values is not None, dtype=torch.bool)
     inputs, misfit = solve_input(
         layer, slope, observed, outputs, known, step.entering, sent.rounding
     )
     if place.unmasked is not None and misfit <= HOPELESS * misfit_allowed:
         slope, inputs, misfit = settle_units(
-            layer, place.unmasked, known, observed, inputs, misfit, sent.rounding
+            layer, place.unmasked, known, observed, inputs, misfit, sent.rounding, place.onwards
         )
     if misfit > misfit_allowed:
         raise ArithmeticError(f"the input that was found misses its gradient by {misfit:.1%}")

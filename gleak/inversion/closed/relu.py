@@ -9,6 +9,8 @@ shares change, the part that other inputs could make up for tells nothing: only 
 (variable projection, Golub & Pereyra 1973).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.optimize import minimize
@@ -49,11 +51,13 @@ def settle_units(
     inputs: torch.Tensor,
     misfit: float,
     rounding: float = FLOAT32,
+    onwards: Sequence[nn.Module] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """The slope at a layer's output, its input and their misfit, better than they were.
 
-    above: the slope behind the ReLU that follows, (K, ...). With almost right inputs, the layer
-    itself says which of its units were active, and these give better inputs.
+    above: the slope here if all units of the ReLU that follows were active, (K, ...). onwards: the
+    layers between. With almost right inputs, the layer itself says which of its units were active,
+    and these give better inputs.
     """
     slope, share = above * active, active.double()
     near_zero = 0.1 if misfit < 0.1 else 0.2
@@ -62,12 +66,14 @@ def settle_units(
         if misfit < solved:
             break
         with torch.no_grad():
-            outputs = double(layer, inputs)
-        share = active_shares(layer, above, observed, inputs, outputs, share, near_zero, rounding)
+            outputs = units = double(layer, inputs)
+            for between in onwards:
+                units = double(between, units)
+        share = active_shares(layer, above, observed, inputs, units, share, near_zero, rounding)
         tried = above * share
         try:
             found, left = solve_input(
-                layer, tried, observed, outputs, outputs > 0, inputs.shape[1:], rounding
+                layer, tried, observed, outputs, units > 0, inputs.shape[1:], rounding
             )
         except ArithmeticError:
             break

@@ -61,6 +61,7 @@ class Norm:
         self.rounding = sent.rounding
         self.weight = layer.weight.detach().double()[:, None, None]
         self.bias = layer.bias.detach().double()[:, None, None]
+        assert layer.running_mean is not None and layer.running_var is not None
         self.mean = layer.running_mean.double()[:, None, None]
         self.deviation = (layer.running_var.double()[:, None, None] + self.eps).sqrt()
         self.weight_gradient, self.bias_gradient = sent.of(layer.weight), sent.of(layer.bias)
@@ -109,10 +110,10 @@ class Block:
         self.conv1, self.conv2 = block.conv1, block.conv2
         self.gradient1, self.gradient2 = sent.of(block.conv1.weight), sent.of(block.conv2.weight)
         self.norm1, self.norm2 = Norm(block.norm1, sent), Norm(block.norm2, sent)
-        self.short = block.short
+        self.short: tuple[nn.Conv2d, torch.Tensor, Norm] | None = None
         if block.short is not None and block.short_norm is not None:
-            self.short_gradient = sent.of(block.short.weight)
-            self.short_norm = Norm(block.short_norm, sent)
+            gradient = sent.of(block.short.weight)
+            self.short = block.short, gradient, Norm(block.short_norm, sent)
 
 
 def through_block(
@@ -256,22 +257,21 @@ def block_input(
     known = norm.inverse(inside)
     filled = torch.where(active, known, known[active].mean() - 2 * known[active].std())
     standard = norm.guess(filled)
-    short = block.short_norm if block.short is not None else None
-    if short is not None:
+    if block.short:
+        short_conv, short_gradient, short = block.short
         known_short, active_short = torch.zeros_like(above), torch.zeros_like(active[:, :1])
         if after is not None:
             known_short, active_short = short.inverse(after - branch), above != 0
         standard_short = short.guess(torch.where(active_short, known_short, 0.0))
     for _ in range(ROUNDS):
         parts = [(block.conv1, norm.slope(slope1, standard), block.gradient1)]
-        if short is not None:
-            slope_short = short.slope(above, standard_short)
-            parts.append((block.short, slope_short, block.short_gradient))
+        if block.short:
+            parts.append((short_conv, short.slope(above, standard_short), short_gradient))
         inputs = solve_inputs(parts, shape)
         fresh = norm.standardise(double(block.conv1, inputs))
         before, standard = standard, known_or(active, known, fresh)
-        if short is not None:
-            fresh = short.standardise(double(block.short, inputs))
+        if block.short:
+            fresh = short.standardise(double(short_conv, inputs))
             standard_short = known_or(active_short, known_short, fresh)
         if norm.settled(before, standard):
             break
@@ -283,9 +283,9 @@ def block_input(
         inputs = inputs.clone()
         inputs[..., ::stride, ::stride] = seen - seen.amin((0, 2, 3), keepdim=True)
     slope = pull_back(block.conv1, norm.slope(slope1, standard), inputs)
-    if short is None:
+    if not block.short:
         return Place(slope, inputs, passed=above)
-    slope = slope + pull_back(block.short, short.slope(above, standard_short), inputs)
+    slope = slope + pull_back(short_conv, short.slope(above, standard_short), inputs)
     return Place(slope, inputs, passed=torch.zeros_like(slope))
 
 
@@ -332,7 +332,8 @@ def settle(
     part. Summed up where the ReLU was active, it is the bias gradient of the norm: that gives the
     factor, and it corrects the mask where values are so small that noise decided.
     """
-    active, scale = positive(values, norm.rounding), 1.0
+    active = positive(values, norm.rounding)
+    scale: torch.Tensor | float = 1.0
     small = scaled(1e-5, norm.rounding)  # of the largest value: what rounding may have moved
     noise = -values.amin((1, 2, 3), keepdim=True).clamp_max(0)
     unsure = values.abs() < torch.maximum(20 * noise, small * values.amax((1, 2, 3), keepdim=True))

@@ -1,5 +1,7 @@
 """Linear algebra that the closed forms share."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -36,6 +38,7 @@ def input_equations(layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...
     """
     if isinstance(layer, nn.Linear):
         return slope.T[:, None]
+    assert isinstance(layer, nn.Conv2d)
     taken = taken_pixels(layer, shape).to(slope)
     return torch.einsum("kop,qtp->otkq", slope.flatten(2), taken).flatten(2)
 
@@ -51,14 +54,15 @@ def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """What each weight of a layer sees of its inputs: (K, taps, channels, places)."""
     if isinstance(layer, nn.Linear):
         return inputs[:, None, :, None]
-    padding = layer.padding
+    assert isinstance(layer, nn.Conv2d)
+    padding: str | tuple[int, ...] = layer.padding
     if isinstance(padding, str):  # "same" puts the odd pixel behind, "valid" has none
         sides = [
             side if padding == "same" else 0
             for size, step in zip(layer.kernel_size[::-1], layer.dilation[::-1], strict=True)
             for side in (step * (size - 1) // 2, (step * (size - 1) + 1) // 2)
         ]
-        inputs, padding = F.pad(inputs, sides), 0
+        inputs, padding = F.pad(inputs, sides), (0, 0)
     found = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
     return found.unflatten(1, (inputs.shape[1], -1)).transpose(1, 2)
 
@@ -113,17 +117,17 @@ def solve_input(
     directions = right[rank:].reshape(-1, 1, *shape[1:])  # the same for every channel
     with torch.no_grad():
         weight = layer.weight.double()
-        settings = (None, layer.stride, layer.padding, layer.dilation)
+        settings: Any = (None, layer.stride, layer.padding, layer.dilation)
         columns = [
             F.conv2d(directions, weight[:, [channel]], *settings).view(free, *known.shape)[:, known]
             for channel in range(channels)
         ]
         missing = (outputs - double(layer, inputs))[known]
-    columns = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, directions x channels)
-    solution = solve_least_squares(columns, missing[:, None], refine=True)
-    if solution is None:
+    seen = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, directions x channels)
+    rest = solve_least_squares(seen, missing[:, None], refine=True)
+    if rest is None:
         raise ArithmeticError("its gradient and its output together leave its input open")
-    return inputs + as_inputs(right[rank:].T @ solution.view(free, channels)), misfit
+    return inputs + as_inputs(right[rank:].T @ rest.view(free, channels)), misfit
 
 
 def solve_least_squares(

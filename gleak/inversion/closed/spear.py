@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from gleak.inversion.closed.chain import Step, trace
+from gleak.inversion.closed.chain import Step, Unknown, trace
 from gleak.inversion.closed.known import FLOAT32, Sent
-from gleak.inversion.closed.layers import row_of
+from gleak.inversion.closed.layers import find_row
 from gleak.inversion.closed.peel import peel
 from gleak.inversion.closed.solve import rank_cut, separate
 from gleak.update import MissingKnowledge, Update
@@ -26,12 +26,13 @@ def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
     except MissingKnowledge as error:
         reason = str(error)
     layers = steps_or_none(update)
-    start = next((i for i, step in enumerate(layers) if has_parameters(step)), None)
-    if start is None or not isinstance(layers[start].layer, nn.Linear):
+    start = next((i for i, step in enumerate(layers) if has_parameters(step)), 0)
+    linear = layers[start].layer if layers else None
+    if not isinstance(linear, nn.Linear):
         raise MissingKnowledge(
             f"no closed form for this network: {reason}; and its first layer is not linear"
         )
-    linear, behind, sent = layers[start].layer, layers[start + 1 : start + 2], Sent(update)
+    behind, sent = layers[start + 1 : start + 2], Sent(update)
     if linear.bias is None or not behind or not isinstance(behind[0].layer, nn.ReLU):
         raise MissingKnowledge(
             f"no closed form for this network: {reason}; and SPEAR needs a first linear layer with "
@@ -45,7 +46,7 @@ def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
         ) from error
     images = spear(*gradients, int(counts.sum()), rounding=sent.rounding)
     for step in reversed(layers[:start]):
-        row = row_of(step.layer)
+        row = find_row(step.layer)
         if row is None or row.inverse is None:
             raise MissingKnowledge(
                 f"no closed form for this network: {reason}; and what is in front of its first "
@@ -65,7 +66,7 @@ def steps_or_none(update: Update) -> tuple[Step, ...]:
 
 def has_parameters(step: Step) -> bool:
     """Whether there is anything to be learnt in the layer, or may be."""
-    return step.layer is None or any(True for _ in step.layer.parameters())
+    return isinstance(step.layer, Unknown) or any(True for _ in step.layer.parameters())
 
 
 def spear(
