@@ -41,9 +41,7 @@ def peeled_error(peeled: Peeled | None, batch: Batch) -> float:
     if peeled is None:
         return float("nan")
     with torch.no_grad():
-        truth = batch.images[batch.labels.argsort(stable=True)]
-        for layer in peeled.layers[: peeled.depth]:
-            truth = layer(truth)
+        truth = peeled.trunk(batch.images[batch.labels.argsort(stable=True)])
     return ((peeled.activations - truth).norm() / truth.norm()).item()
 
 
