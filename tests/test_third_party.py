@@ -1,5 +1,7 @@
 """What a third party adds without touching the package: functions and objects for names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -148,3 +150,45 @@ def test_an_update_model(batch, attack):
     assert "first_step" in found.way
     known = gleak.invert(update, batch.label_counts, update_model=unrolled, **search)
     assert not found.history.equals(known.history)
+
+
+# -- what is not of the attack --------------------------------------------------------------------
+
+
+def scale(layer):
+    """A label rule: how far each entry of the bias gradient lies below the largest one."""
+    gap = layer.bias_gradient.max() - layer.bias_gradient
+    return layer.k * gap / gap.sum()
+
+
+def halved(update):
+    """A defence: half of what would have been sent."""
+    return update.resent({name: tensor / 2 for name, tensor in update.sent.items()})
+
+
+def test_a_label_rule_and_a_defence(update, batch):
+    counts = gleak.restore_labels(update, scale)
+    assert counts.sum() == len(batch) and counts[batch.labels].sum() > 0
+    assert torch.equal(gleak.restore_labels(halved(update), scale), counts)  # scale alone is hidden
+    assert halved(update).norm() == pytest.approx(update.norm() / 2)
+
+
+def test_a_fact_that_an_update_model_of_ones_own_reads(batch):
+    net = gleak.build_model("lenet", batch, activation="relu", seed=1)
+    update = gleak.fedavg(net, batch, epochs=2, lr=0.05)
+
+    def warmed_up(update, names, seed):
+        (share,) = update.told("warm_up")
+        simulation = first_step(update, names, seed)
+
+        def run(*arguments):
+            return [share * tensor for tensor in simulation.run(*arguments)]
+
+        return Simulation(run)
+
+    with pytest.raises(gleak.MissingKnowledge, match="needs warm_up"):
+        gleak.invert(update, batch.label_counts, update_model=warmed_up, **SEARCH)
+    told = replace(update, facts={**update.facts, "warm_up": 0.5})
+    found = gleak.invert(told, batch.label_counts, update_model=warmed_up, **SEARCH)
+    assert "warmed_up" in found.way
+    assert "warm_up = 0.5" in str(told)
