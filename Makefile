@@ -42,7 +42,6 @@ test: setup lint  ## run all tests: package, chapters on other data and as commi
 	$(VENV) -m pytest --numprocesses 2 -m "slow or not slow"
 	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
 		--override-ini addopts= --override-ini filterwarnings= notebooks
-	$(VENV) -m gleak book
 
 lint: setup
 	$(VENV) -m ruff check .
