@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import gleak
 from gleak.inversion import ATTACKS, peel
-from gleak.inversion.attack import GLEAK_FEATURES
 from gleak.inversion.objective import Objective
+from gleak.inversion.presets import GLEAK_FEATURES
 
 BATCHES = {"lenet": 4, "convnet": 4, "resnet18": 4}
 

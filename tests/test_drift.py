@@ -124,6 +124,16 @@ def test_what_the_client_told_decides_how_weights_are_read(batch):
         assert "needs lr" in found.fell_back[0]
 
 
+def test_an_image_that_weights_give_away_needs_no_search(batch):
+    one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
+    net = gleak.build_model("lenet", one, seed=1).double()
+    double = gleak.Batch(one.images.double(), one.labels, one.class_names)
+    update = gleak.fedavg(net, double, lr=0.01)
+    result = gleak.invert(update, one.label_counts, "gleak", progress=False)
+    assert result.attack is None and "closed form" in result.way
+    assert gleak.score(result.images, one.images)["psnr"][0] > 55
+
+
 @pytest.mark.parametrize("update_model", [None, "unrolled"])
 def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch, update_model):
     """They used to end, without a word, after 100 steps that were meant as a first guess."""

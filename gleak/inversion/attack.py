@@ -22,8 +22,8 @@ from gleak.inversion.closed import Peeled, exact_images, peel
 from gleak.inversion.distances import DISTANCES, Gradient
 from gleak.inversion.objective import Objective
 from gleak.inversion.search import Inversion, search
-from gleak.inversion.terms import TERMS, Term, as_term, check_number, label, weighted
-from gleak.inversion.update_models import UpdateModel, known_model, name_of
+from gleak.inversion.terms import TERMS, Prior, Term, as_terms, check_number, label, weighted
+from gleak.inversion.update_models import UpdateModel, equivalent, known_model, name_of
 from gleak.update import Update
 
 OPTIMIZERS = ("adam", "adamw", "signed-adam", "lbfgs")
@@ -31,7 +31,6 @@ SCHEDULES = ("constant", "step", "cosine")
 DERIVATIVES = ("difference", "exact")
 STARTS = ("normal", "uniform", "gray", "patterned")
 Distance = Callable[[Gradient, Gradient], torch.Tensor]
-Prior = Term | Callable[[torch.Tensor], torch.Tensor]
 OptimizerOf = Callable[[Iterable], torch.optim.Optimizer]
 
 
@@ -74,9 +73,11 @@ class Attack(ABC):
 
         Raises ValueError for settings that it has not.
         """
-        known = [f.name for f in dataclasses.fields(self)] if dataclasses.is_dataclass(self) else []
-        check_settings(type(self).__name__, settings, known)
-        return dataclasses.replace(self, **settings) if settings else self
+        if not dataclasses.is_dataclass(self):
+            check_settings(type(self).__name__, settings, [])
+            return self
+        check_settings(type(self).__name__, settings, [f.name for f in dataclasses.fields(self)])
+        return dataclasses.replace(self, **settings)
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ class GradientMatching(Attack):
             )
         if self.group and self.searches_lines:
             raise ValueError("group consistency needs restarts side by side, which L-BFGS has not")
-        given = [self.priors] if isinstance(self.priors, Term) else self.priors
-        priors = tuple(as_term(prior) for prior in ([given] if callable(given) else given))
+        priors = as_terms(self.priors)
         names = ["loss", "distance", *TERMS, *(term.name for term in priors)]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"there is more than one term of the name {name!r}; rename the prior")
@@ -175,7 +175,7 @@ class GradientMatching(Attack):
             formula=f"{name}(gradient, observed)",
         )
         named = [weighted(name, getattr(self, name)) for name in TERMS if getattr(self, name)]
-        return [distance, *named, *self.priors]
+        return [distance, *named, *as_terms(self.priors)]
 
     @property
     def stages(self) -> "list[GradientMatching]":
@@ -232,7 +232,7 @@ class GradientMatching(Attack):
         peeled: Peeled | None = None,
     ) -> Inversion:
         """The search alone: through the update model of the options, for what was peeled."""
-        assert options.update_model is not None
+        model = options.update_model or equivalent
 
         def objective(stage: GradientMatching) -> Objective:
             return Objective(
@@ -241,12 +241,12 @@ class GradientMatching(Attack):
                 stage,
                 peeled,
                 compile=options.compile,
-                update_model=options.update_model,
+                update_model=model,
                 seed=options.seed,
             )
 
         found = search(objective, self, options)
-        return dataclasses.replace(found, way=self.way(options.update_model, peeled))
+        return dataclasses.replace(found, way=self.way(model, peeled))
 
     def way(self, update_model: UpdateModel, peeled: Peeled | None = None) -> str:
         """In words: what the search holds on to."""

@@ -27,6 +27,8 @@ def batch_norm_targets(update: Update) -> Targets:
         module: (module.running_mean, module.running_var)
         for module in norms.values()
         if module.num_batches_tracked
+        and module.running_mean is not None
+        and module.running_var is not None
     }
 
 

@@ -13,7 +13,6 @@ and from those a better gradient: a few rounds find images whose simulated weigh
 Every round costs one simulation and no second derivative.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,19 +20,19 @@ import torch
 
 from gleak.inversion.distances import l2
 from gleak.inversion.gradients import local_gradient
-from gleak.inversion.update_models import Simulation, equivalent
-from gleak.update import Update
+from gleak.inversion.update_models import UpdateModel, equivalent
+from gleak.update import GradientUpdate, Update, WeightsUpdate
 
 ORDERS = 4  # draws of the unknown order of samples that a simulation is averaged over
 
 
 def undrifted(
-    update: Update,
+    update: WeightsUpdate,
     images: torch.Tensor,
     labels: torch.Tensor,
-    update_model: Callable[..., Simulation],
+    update_model: UpdateModel,
     seed: int = 0,
-) -> tuple[Update, float]:
+) -> tuple[GradientUpdate, float]:
     """The update as one gradient (see `Update.as_gradient`), as far as a guess of its images tells.
 
     images (K, C, H, W), labels (K,): the guess. Returned along with the update is the relative

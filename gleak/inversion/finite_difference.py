@@ -11,21 +11,31 @@ order of e and of rounding / e. Units of ReLU and max-pooling that switch betwee
 would add jumps divided by e, so the second pass keeps the pieces of the first, as autograd does.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gleak.inversion.gradients import local_gradient
+from gleak.inversion.gradients import Tensors, Weights, local_gradient
 from gleak.inversion.update_models import start_of
+from gleak.update import Update
+
+Inputs = Sequence[Tensor]  # images, labels and weights
+# (names of weights, inputs, indices of inputs, pieces) -> slopes by those inputs, and the pieces
+Slopes = Callable[..., tuple[dict[int, Tensor], list]]
 
 STEP = 0.1  # e |v| / |W| in square roots of the rounding error: 3e-5 in float32
 WRONG = 0.05  # relative error of the difference at which the exact derivative is taken instead
 
 
-def differenced_gradient(slopes, weights, names, images, labels) -> tuple[torch.Tensor, ...]:
+def differenced_gradient(
+    slopes: Slopes, weights: Weights, names: Sequence[str], images: Tensor, labels: Tensor
+) -> tuple[Tensor, ...]:
     """`local_gradient` whose own derivative is a difference; it cannot be differentiated twice.
 
     slopes: `slopes` or `functional_slopes`, with their model.
@@ -37,7 +47,9 @@ class Differenced(torch.autograd.Function):
     """Images, labels and weights -> the gradient of the loss by the weights of these names."""
 
     @staticmethod
-    def forward(ctx, slopes, known, names, *inputs):
+    def forward(
+        ctx: Any, slopes: Slopes, known: Sequence[str], names: Sequence[str], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.slopes, ctx.known, ctx.names = slopes, known, names
         ctx.needed = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
         wanted = [2 + known.index(name) for name in names]
@@ -48,7 +60,7 @@ class Differenced(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *direction):
+    def backward(ctx: Any, *direction: Tensor) -> tuple[Tensor | None, ...]:
         given = 2 + len(ctx.known)
         images, labels, *weights = ctx.saved_tensors[:given]
         weights = dict(zip(ctx.known, weights, strict=True))
@@ -58,43 +70,54 @@ class Differenced(torch.autograd.Function):
         moved = torch._foreach_add(moving, torch._foreach_mul(direction, size))
         inputs = (images, labels, *(weights | dict(zip(ctx.names, moved, strict=True))).values())
         there, _ = ctx.slopes(ctx.known, inputs, ctx.needed, ctx.pieces)
-        changes = [None] * len(inputs)
+        changes: list[Tensor | None] = [None] * len(inputs)
         for i, here in zip(ctx.needed, ctx.saved_tensors[given:], strict=True):
             changes[i] = (there[i] - here) / size
         return None, None, None, *changes
 
 
-def norm(tensors) -> torch.Tensor:
-    """Of all values of several tensors."""
-    return torch.stack(torch._foreach_norm(tensors)).norm()
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all values of several tensors.
+
+    >>> norm([torch.tensor([3.0]), torch.tensor([[4.0]])]).item()
+    5.0
+    """
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
 
 
-def slopes(model, known, inputs, which, pieces) -> tuple[dict[int, torch.Tensor], list]:
+def slopes(
+    model: nn.Module, known: Sequence[str], inputs: Inputs, which: Sequence[int], pieces: list
+) -> tuple[dict[int, Tensor], list]:
     """Derivatives of the mean cross-entropy by some of the inputs, and the pieces of the units.
 
     known: names of the weights; inputs: images, labels and these weights; which: indices of inputs.
     pieces: those to be held on to; empty for the ones that these inputs lead to.
     """
-    inputs = [tensor.detach() for tensor in inputs]
+    leaves = [tensor.detach() for tensor in inputs]
     for i in which:
-        inputs[i].requires_grad_()
+        leaves[i].requires_grad_()
     with torch.enable_grad():
-        loss, pieces = loss_and_pieces(model, known, inputs, pieces)
-    found = torch.autograd.grad(loss, [inputs[i] for i in which], materialize_grads=True)
+        loss, pieces = loss_and_pieces(model, known, leaves, pieces)
+    found = torch.autograd.grad(loss, [leaves[i] for i in which], materialize_grads=True)
     return dict(zip(which, found, strict=True)), pieces
 
 
-def functional_slopes(model, known, inputs, which, pieces) -> tuple[dict[int, torch.Tensor], list]:
+def functional_slopes(
+    model: nn.Module, known: Sequence[str], inputs: Inputs, which: Sequence[int], pieces: list
+) -> tuple[dict[int, Tensor], list]:
     """The same through torch.func, which torch.compile can follow."""
 
-    def loss_of(moving):
-        return loss_and_pieces(model, known, [*(inputs | moving).values()], pieces)
+    def loss_of(moving: dict[int, Tensor]) -> tuple[Tensor, list]:
+        return loss_and_pieces(model, known, [*(numbered | moving).values()], pieces)
 
-    inputs = dict(enumerate(inputs))
-    return torch.func.grad(loss_of, has_aux=True)({i: inputs[i] for i in which})
+    numbered = dict(enumerate(inputs))
+    return torch.func.grad(loss_of, has_aux=True)({i: numbered[i] for i in which})
 
 
-def loss_and_pieces(model, known, inputs, pieces) -> tuple[torch.Tensor, list]:
+def loss_and_pieces(
+    model: nn.Module, known: Sequence[str], inputs: Inputs, pieces: list
+) -> tuple[Tensor, list]:
+    """The mean cross-entropy, and the pieces that the units were on."""
     images, labels, *weights = inputs
     kept = Pieces(pieces)
     with kept:
@@ -106,11 +129,14 @@ def loss_and_pieces(model, known, inputs, pieces) -> tuple[torch.Tensor, list]:
 class Pieces(TorchFunctionMode):
     """Notes which piece of ReLU and max-pooling each unit is on, or holds it to those given."""
 
-    def __init__(self, given):
+    def __init__(self, given: list):
         super().__init__()
-        self.given, self.pieces = list(given), []
+        self.given = list(given)
+        self.pieces: list = []
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in RELU:
             return self.relu(args[0])
@@ -120,14 +146,14 @@ class Pieces(TorchFunctionMode):
             return self.max_pool(*args, **{k: v for k, v in kwargs.items() if k in POOL_SETTINGS})
         return function(*args, **kwargs)
 
-    def relu(self, inputs):
+    def relu(self, inputs: Tensor) -> Tensor:
         if self.given:
             return inputs * self.given.pop(0)
         outputs = torch.relu(inputs)
         self.pieces.append((outputs > 0).to(outputs.dtype))
         return outputs
 
-    def clipped(self, function, inputs, *args, **kwargs):
+    def clipped(self, function: Callable, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What passes some inputs on and gives a constant for the others."""
         if self.given:
             passes, constant = self.given.pop(0)
@@ -137,7 +163,7 @@ class Pieces(TorchFunctionMode):
         self.pieces.append((passes, outputs.detach() * (1 - passes)))
         return outputs
 
-    def max_pool(self, inputs, *args, **kwargs):
+    def max_pool(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.given:
             where = self.given.pop(0)
             return inputs.flatten(2).gather(2, where.flatten(2)).view_as(where)
@@ -152,7 +178,12 @@ MAX_POOL = {torch.max_pool2d, F.max_pool2d}
 POOL_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
-def difference_fits(update, observed, labels, distance) -> bool:
+def difference_fits(
+    update: Update,
+    observed: Weights,
+    labels: Tensor,
+    distance: Callable[[Tensors, Tensors], Tensor],
+) -> bool:
     """Whether the difference comes near the exact derivative, for two images of noise.
 
     observed: name -> gradient, to which the distance is taken. It fails where a network has kinks

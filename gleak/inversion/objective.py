@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gleak.inversion.batch_norm import Targets, batch_norm_targets, listen
@@ -55,12 +56,12 @@ class Objective:
         sent, scaled = observed(update)
         names = list(sent)
         self.known: dict[str, Any] = {}  # what terms read that the images do not change
-        self.trunk = None
+        self.trunk: nn.Module | None = None
         if "features" in weighted:
             assert peeled is not None
             self.trunk = peeled.trunk
             names = [name for name in names if name in peeled.parameters]  # the rest is used up
-            self.known |= {"peeled": peeled.activations, "spread": self.spread(peeled.activations)}
+            self.known |= {"peeled": peeled.activations, "spread": spread_of(peeled, update)}
         if not scaled and needs_scale(attack.distance_function, list(sent.values())):
             raise MissingKnowledge(
                 f"the distance {label(attack.distance)} needs the scale of a gradient, for which "
@@ -76,22 +77,12 @@ class Objective:
         self.gradient: GradientOf = partial(local_gradient, update.model)
         self.step: Callable[[Inputs, torch.Tensor], Step] = self.eager_step
         if self.simulates and self.takes_differences():
-            passes = partial(slopes, update.model)
+            passes: Callable = partial(slopes, update.model)
             if compile:  # which leaves partials alone
                 passes = compiled(lambda *which: functional_slopes(update.model, *which), passes)
             self.gradient = partial(differenced_gradient, passes)
         elif compile and not self.norms and self.simulation.compiles:  # hooks would break it apart
             self.step = compiled(self.functional_step, self.eager_step)
-
-    def spread(self, activations: torch.Tensor) -> torch.Tensor:
-        """How far each image's activations (K, ...) are from those of gray: (K, 1, ...).
-
-        Images that a trained network answers faintly must not drown beside the others.
-        """
-        with torch.no_grad():
-            gray = torch.full((1, *self.update.input_shape), 0.5).to(activations)
-            away = (activations - self.trunk(gray)).square().flatten(1).mean(1)
-        return away.view(-1, *[1] * (activations.ndim - 1))
 
     def loss(
         self, inputs: Inputs, fade: torch.Tensor, gradient: GradientOf
@@ -160,6 +151,18 @@ class Objective:
             return images
         size = self.update.input_shape[1:]
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def spread_of(peeled: Peeled, update: Update) -> torch.Tensor:
+    """How far each image's activations (K, ...) are from those of gray: (K, 1, ...).
+
+    Images that a trained network answers faintly must not drown beside the others.
+    """
+    known = peeled.activations
+    with torch.no_grad():
+        gray = peeled.trunk(torch.full((1, *update.input_shape), 0.5).to(known))
+        away = (known - gray).square().flatten(1).mean(1)
+    return away.view(-1, *[1] * (known.ndim - 1))
 
 
 def needs_scale(distance: Distance, observed: list[torch.Tensor]) -> bool:

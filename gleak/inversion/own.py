@@ -37,7 +37,7 @@ from gleak.inversion.update_models import (
 )
 from gleak.labels.features import image_features
 from gleak.labels.last_layer import LastLayer
-from gleak.update import GradientUpdate, MissingKnowledge, Update
+from gleak.update import GradientUpdate, MissingKnowledge, Update, WeightsUpdate
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
@@ -72,7 +72,7 @@ class Gleak(Attack):
         An update model of the options decides for weights: "equivalent" reads them as one gradient
         in the middle of the client's way, any other serves to undo the drift.
         """
-        if isinstance(update, GradientUpdate):
+        if not isinstance(update, WeightsUpdate):
             return self.of_gradient(update, labels, options)
         if options.update_model is equivalent:
             return in_the_middle(self.of_gradient(update.as_gradient(), labels, options))
@@ -81,7 +81,8 @@ class Gleak(Attack):
     def of_gradient(self, update: Update, labels: torch.Tensor, options: Options) -> Inversion:
         """Images from one gradient: in closed form, by what was peeled, or by matching it."""
         options = replace(options, update_model=options.update_model or equivalent)
-        matching, fell_back = GLEAK_GRADIENT.override(**self.settings), ()
+        matching = GLEAK_GRADIENT.override(**self.settings)
+        fell_back: tuple[str, ...] = ()
         peeled = None
         try:
             peeled = peel(update, counts_of(update, labels))
@@ -89,16 +90,17 @@ class Gleak(Attack):
             if matching.features:
                 raise
             fell_back = (f"closed form: {error}",)
-        if peeled and peeled.is_image:
-            return found_at_once(peeled.activations, labels, "closed form")
-        if peeled and not peeled.is_features:
+        if peeled and (peeled.is_image or not peeled.is_features):
             matching = preset_for(peeled, update).override(**self.settings)
-        elif peeled:
+            return of_peeled(matching, update, labels, options, peeled)
+        if peeled:
             fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
         found = matching.search(update, labels, options, peeled)
         return replace(found, fell_back=fell_back)
 
-    def of_weights(self, update: Update, labels: torch.Tensor, options: Options) -> Inversion:
+    def of_weights(
+        self, update: WeightsUpdate, labels: torch.Tensor, options: Options
+    ) -> Inversion:
         """Images from weights: by undoing the drift, or by matching through the update model."""
         free = options.update_model is None
         model = options.update_model or strongest_model(update)
@@ -115,7 +117,7 @@ class Gleak(Attack):
         return replace(found, fell_back=(reason, *found.fell_back))
 
     def in_rounds(
-        self, update: Update, labels: torch.Tensor, options: Options, model: UpdateModel
+        self, update: WeightsUpdate, labels: torch.Tensor, options: Options, model: UpdateModel
     ) -> Inversion:
         """Images from the weights of a FedAvg client, in rounds: see `drift`.
 
@@ -129,17 +131,15 @@ class Gleak(Attack):
         counts, seed = counts_of(update, labels), options.seed
         precision = max(LOOSE / 2, update.precision)
         middle = flat = update.as_gradient()
-        best, nearest, left, closed = None, torch.inf, None, False
-        histories: list[pd.DataFrame] = []
+        rounds: list[pd.DataFrame] = []
         snapshots: dict[int, torch.Tensor] = {}
-        # noise drifts about as far as images do: so it tells whether there is anything to undo
-        draws = torch.Generator().manual_seed(seed)
-        noise = torch.rand(len(labels), *update.input_shape, generator=draws)
-        guessed, _ = undrifted(update, noise, labels, model, seed)
-        last, settled = False, classifier_drift(middle, guessed) < STRAIGHT
+        best, nearest = None, torch.inf
+        total = left = 0
+        last, closed = False, False
+        settled = changes_little(update, middle, labels, model, seed)
         while not last:
-            final = len(histories) >= ROUNDS - 1 or settled
-            done = sum(map(len, histories))
+            final = len(rounds) >= ROUNDS - 1 or settled
+            done = sum(map(len, rounds))
             now = replace(options, snapshots=[step - done for step in options.snapshots])
             peeled = None
             try:  # the layers before the last are worth their time in the end only
@@ -148,37 +148,39 @@ class Gleak(Attack):
             except MissingKnowledge:
                 if best:
                     break
-                image_features(
-                    LastLayer.of(flat, precision=torch.inf), counts
-                )  # raises where there are none
+                # raises where there never are any
+                image_features(LastLayer.of(flat, precision=torch.inf), counts)
             if peeled:
-                closed = True
-                settings = preset_for(peeled, update).override(**self.settings)
-                total = sum(stage.iterations for stage in settings.stages)
-                left = total if left is None else left
-                last = final
+                search = preset_for(peeled, update).override(**self.settings)
+                if not closed:
+                    total = left = sum(stage.iterations for stage in search.stages)
+                closed, last = True, final
                 share = left if last else total // (2 * (ROUNDS - 1))
-                settings = settings.override(iterations=max(share, 1))
                 left -= share
+                search = search.override(iterations=max(share, 1))
                 now = replace(now, update_model=equivalent)
-                found = settings.search(flat, labels, now, peeled)
+                found = of_peeled(search, flat, labels, now, peeled)
             else:
                 found = GLEAK_FIRST_GUESS.search(update, labels, replace(now, update_model=path))
             flat, distance = undrifted(update, found.images, labels, model, seed)
-            histories.append(found.history.assign(distance_of_weights=distance))
+            rounds.append(found.history.assign(distance_of_weights=distance))
             snapshots |= {done + step: images for step, images in found.snapshots.items()}
             settled = bool(best) and distance > 0.9 * nearest
             if peeled and classifier_drift(middle, flat) < STRAIGHT:
                 flat, settled = middle, True
-            if distance < nearest:
+            if best is None or distance < nearest:
                 best, nearest = found, distance
             options = replace(options, start=found.images)
             last = last or not found.finished
         if not closed and found.finished:
             raise MissingKnowledge("it hides the features of single images")
-        way = f"drift undone in {len(histories)} rounds by {name_of(model)}; {best.way}"
+        assert best is not None
         return replace(
-            best, history=joined(histories), snapshots=snapshots, way=way, finished=found.finished
+            best,
+            history=joined(rounds),
+            snapshots=snapshots,
+            finished=found.finished,
+            way=f"drift undone in {len(rounds)} rounds by {name_of(model)}; {best.way}",
         )
 
     def __str__(self) -> str:
@@ -188,6 +190,33 @@ class Gleak(Attack):
 def counts_of(update: Update, labels: torch.Tensor) -> torch.Tensor:
     """How often each class occurs, (N,), in labels (K,)."""
     return torch.bincount(labels, minlength=update.num_classes)
+
+
+def of_peeled(
+    search: GradientMatching,
+    update: Update,
+    labels: torch.Tensor,
+    options: Options,
+    peeled: Peeled,
+) -> Inversion:
+    """Images from what was peeled: those themselves, or the search's."""
+    if peeled.is_image:
+        return found_at_once(peeled.activations, labels, "closed form")
+    return search.search(update, labels, options, peeled)
+
+
+def changes_little(
+    update: WeightsUpdate,
+    middle: GradientUpdate,
+    labels: torch.Tensor,
+    model: UpdateModel,
+    seed: int,
+) -> bool:
+    """Whether there is next to nothing to undo: noise drifts about as far as images do."""
+    draws = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(labels), *update.input_shape, generator=draws)
+    guessed, _ = undrifted(update, noise, labels, model, seed)
+    return classifier_drift(middle, guessed) < STRAIGHT
 
 
 def strongest_model(update: Update) -> UpdateModel:

@@ -74,7 +74,8 @@ def search(
     """The search of all stages, each from the images of the one before."""
     histories: list[pd.DataFrame] = []
     kept: dict[int, torch.Tensor] = {}
-    start, learnt = options.start, ()
+    start = options.start
+    learnt: tuple[torch.Tensor, ...] = ()
     for stage in attack.stages:
         before = sum(map(len, histories))
         wanted = [step - before for step in options.snapshots]

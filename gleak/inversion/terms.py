@@ -21,7 +21,7 @@ A prior of one's own is a function of images, or a Term around it, in the `prior
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,6 +67,9 @@ class Term:
     def __str__(self) -> str:
         formula = self.formula or f"{self.name}(x)"
         return formula if self.weight == 1 else f"{self.weight:g} {formula}"
+
+
+Prior = Term | Callable[[torch.Tensor], torch.Tensor]
 
 
 def spread_error(
@@ -115,15 +118,17 @@ def weighted(name: str, weight: float) -> Term:
     return replace(TERMS[name], weight=weight)
 
 
-def as_term(prior: Term | Callable[[torch.Tensor], torch.Tensor]) -> Term:
-    """A prior as a term: a function of images weighs 1.
+def as_terms(priors: Prior | Iterable[Prior]) -> tuple[Term, ...]:
+    """Priors as terms: a function of images weighs 1; one of them need be in no list.
 
-    >>> as_term(total_variation).name
-    'total_variation'
+    >>> [term.name for term in as_terms([total_variation, Term("mine", 0.1, clip)])]
+    ['total_variation', 'mine']
     """
-    if isinstance(prior, Term):
-        return prior
-    return Term(label(prior), 1, prior)
+    if isinstance(priors, Term):
+        return (priors,)
+    if callable(priors):
+        return (Term(label(priors), 1, priors),)
+    return tuple(term for prior in priors for term in as_terms(prior))
 
 
 def label(value: object) -> str:

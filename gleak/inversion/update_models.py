@@ -17,9 +17,11 @@ from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from gleak.client import local_batches
-from gleak.inversion.gradients import Tensors, Weights, checkpointed
+from gleak.inversion.gradients import GradientOf, Tensors, Weights, checkpointed
+from gleak.inversion.terms import label
 from gleak.update import MissingKnowledge, Update, WeightsUpdate, weight_of_steps
 
 
@@ -36,9 +38,9 @@ class Simulation:
     """
 
     run: Callable[..., Tensors]
-    learnt: tuple[torch.Tensor, ...] = ()
+    learnt: tuple[Tensor, ...] = ()
     rates: tuple[float, ...] = ()
-    penalty: Callable[..., torch.Tensor] | None = None
+    penalty: Callable[..., Tensor] | None = None
     copies: int = 1
     compiles: bool = True
 
@@ -53,13 +55,13 @@ def equivalent(update: Update, names: Sequence[str], seed: int) -> Simulation:
     """One gradient at W0. Exact for one local step, and blind to how far the client went."""
     before = start_of(update)
 
-    def run(gradient, images, labels):
+    def run(gradient: GradientOf, images: Tensor, labels: Tensor) -> Tensors:
         return gradient(before, names, images, labels)
 
     return Simulation(run)
 
 
-def path(update: Update, names: Sequence[str], seed: int, points: int = 3) -> Simulation:
+def path(update: WeightsUpdate, names: Sequence[str], seed: int, points: int = 3) -> Simulation:
     """The mean of the gradients at `points` points of the line from W0 to WT.
 
     Step j of s begins near W0 + j / s (WT - W0), j = 0 ... s - 1, if the client went straight: the
@@ -73,24 +75,26 @@ def path(update: Update, names: Sequence[str], seed: int, points: int = 3) -> Si
     before, after = ends_of(update)
     places = [between(before, after, share) for share in shares]
 
-    def run(gradient, images, labels):
+    def run(gradient: GradientOf, images: Tensor, labels: Tensor) -> Tensors:
         found = [gradient(place, names, images, labels) for place in places]
         return [torch.stack(tensors).mean(0) for tensors in zip(*found, strict=True)]
 
     return Simulation(run)
 
 
-def sme(update: Update, names: Sequence[str], seed: int) -> Simulation:
+def sme(update: WeightsUpdate, names: Sequence[str], seed: int) -> Simulation:
     """Surrogate model extension: one gradient at (1 - a) W0 + a WT, with a in [0, 1] learnt."""
     before, after = ends_of(update)
 
-    def run(gradient, images, labels, a):
+    def run(gradient: GradientOf, images: Tensor, labels: Tensor, a: Tensor) -> Tensors:
         return gradient(between(before, after, a.clamp(0, 1)), names, images, labels)
 
     return Simulation(run, learnt=(a_number(update, 0.5),), rates=(1e-3,))
 
 
-def nl_sme(update: Update, names: Sequence[str], seed: int, stiffness: float = 1.0) -> Simulation:
+def nl_sme(
+    update: WeightsUpdate, names: Sequence[str], seed: int, stiffness: float = 1.0
+) -> Simulation:
     """Non-linear surrogate: one gradient at (1 - t)^2 W0 + 2 t (1 - t) P + t^2 WT.
 
     t and the control point P, as large as all weights, are learnt; `stiffness` weighs the squared
@@ -98,9 +102,11 @@ def nl_sme(update: Update, names: Sequence[str], seed: int, stiffness: float = 1
     """
     before, after = ends_of(update)
     middle = {name: (before[name] + after[name]) / 2 for name in before}
-    length = sum((after[name] - before[name]).square().sum() for name in before)
+    length = total([(after[name] - before[name]).square().sum() for name in before])
 
-    def run(gradient, images, labels, t, *control):
+    def run(
+        gradient: GradientOf, images: Tensor, labels: Tensor, t: Tensor, *control: Tensor
+    ) -> Tensors:
         t = t.clamp(0, 1)
         place = {
             name: (1 - t) ** 2 * before[name] + 2 * t * (1 - t) * p + t**2 * after[name]
@@ -108,9 +114,9 @@ def nl_sme(update: Update, names: Sequence[str], seed: int, stiffness: float = 1
         }
         return gradient(place, names, images, labels)
 
-    def penalty(images, t, *control):
+    def penalty(images: Tensor, t: Tensor, *control: Tensor) -> Tensor:
         away = zip(control, middle.values(), strict=True)
-        return stiffness * sum((p - m).square().sum() for p, m in away) / length
+        return stiffness * total([(p - m).square().sum() for p, m in away]) / length
 
     # steps of P in the scale of the way the weights went
     size = (length / sum(m.numel() for m in middle.values())).sqrt().item()
@@ -126,7 +132,7 @@ def unrolled(
     update: Update,
     names: Sequence[str],
     seed: int,
-    order: Sequence[torch.Tensor] | None = None,
+    order: Sequence[Tensor] | None = None,
     invariance: float = 0.0,
 ) -> Simulation:
     """All local steps of SGD from W0, one after the other, differentiated through.
@@ -140,19 +146,20 @@ def unrolled(
 
     Memory holds the weights of all steps, but the activations of one step only.
     """
-    (lr, epochs, batch_size), total = update.told("lr", "epochs", "batch_size"), update.num_samples
+    (lr, epochs, batch_size), size = update.told("lr", "epochs", "batch_size"), update.num_samples
     momentum = update.facts.get("momentum", 0.0)
     if order is None:
         settings = (int(epochs), int(batch_size), bool(update.facts.get("drop_last", False)))
-        order = list(local_batches(total, *settings, shuffle_seed=OWN_DRAWS + seed))
+        order = list(local_batches(size, *settings, shuffle_seed=OWN_DRAWS + seed))
     steps_an_epoch = len(order) // int(epochs)
     before, scale = start_of(update), -1 / (lr * weight_of_steps(len(order), momentum))
     copies = int(epochs) if invariance else 1
 
-    def run(gradient, images, labels):
-        weights, velocity = before, None
+    def run(gradient: GradientOf, images: Tensor, labels: Tensor) -> Tensors:
+        weights: Weights = before
+        velocity: Tensors | None = None
         for step, slots in enumerate(order):
-            first = step // steps_an_epoch * total if invariance else 0
+            first = step // steps_an_epoch * size if invariance else 0
             found = checkpointed(gradient, weights, images[first + slots], labels[slots])
             velocity = (
                 found
@@ -162,8 +169,8 @@ def unrolled(
             weights = {n: w - lr * v for (n, w), v in zip(weights.items(), velocity, strict=True)}
         return [scale * (weights[name] - before[name]) for name in names]
 
-    def penalty(images):
-        means = images.unflatten(0, (copies, total)).mean(1)
+    def penalty(images: Tensor) -> Tensor:
+        means = images.unflatten(0, (copies, size)).mean(1)
         return invariance * (means - means.mean(0)).square().mean()
 
     return Simulation(run, penalty=penalty if invariance else None, copies=copies, compiles=False)
@@ -197,7 +204,7 @@ def name_of(model: UpdateModel) -> str:
     """
     plain = model.func if isinstance(model, partial) else model
     named = {function: name for name, (function, _) in UPDATE_MODELS.items()}
-    return named.get(plain) or getattr(plain, "__name__", type(plain).__name__)
+    return named.get(plain) or label(plain)
 
 
 def known_model(update: Update, model: str | UpdateModel) -> UpdateModel:
@@ -251,7 +258,7 @@ def ends_of(update: WeightsUpdate) -> tuple[Weights, Weights]:
     return before, before | dict(update.weights_after)
 
 
-def between(before: Weights, after: Weights, share: float | torch.Tensor) -> Weights:
+def between(before: Weights, after: Weights, share: float | Tensor) -> Weights:
     """(1 - share) W0 + share WT.
 
     >>> between({"w": torch.tensor(0.0)}, {"w": torch.tensor(4.0)}, 0.25)["w"].item()
@@ -260,12 +267,20 @@ def between(before: Weights, after: Weights, share: float | torch.Tensor) -> Wei
     return {name: before[name] + share * (after[name] - before[name]) for name in before}
 
 
-def a_number(update: Update, value: float) -> torch.Tensor:
+def total(tensors: Tensors) -> Tensor:
+    """Their sum, one after the other."""
+    result = tensors[0]
+    for tensor in tensors[1:]:
+        result = result + tensor
+    return result
+
+
+def a_number(update: Update, value: float) -> Tensor:
     """A number as the search learns it, on the device of the model."""
     return torch.tensor(value).to(update.classifier.weight)
 
 
-def merge_epochs(images: torch.Tensor, copies: int, labels: torch.Tensor) -> torch.Tensor:
+def merge_epochs(images: Tensor, copies: int, labels: Tensor) -> Tensor:
     """(copies x K, C, H, W) -> (K, C, H, W): each epoch matched to the first, then the mean."""
     first, *others = images.unflatten(0, (copies, len(labels)))
     merged = [first]
