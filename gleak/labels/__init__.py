@@ -1,7 +1,7 @@
 """Label counts from the gradient of the last layer: every published rule, and our own."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -111,7 +111,7 @@ def compare_labels(
     distribution: str = "gaussian",
     aux: Batch | None = None,
     along: str = "start",
-) -> dict[str | Rule, torch.Tensor]:
+) -> dict[Any, torch.Tensor]:  # by the methods as given: names, or rules
     """The counts of several methods, which share their statistics; see `restore_labels`.
 
     methods: by default all that need no auxiliary data. With `aux`, every method that takes it

@@ -67,7 +67,16 @@ def page_of(notebook: nbformat.NotebookNode) -> str:
         source.mkdir()
         (source / "conf.py").write_text(SPHINX)
         nbformat.write(notebook, source / "index.ipynb")
-        command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", source, built]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-b",
+            "html",
+            "-q",
+            source,
+            built,
+        ]
         # its warnings are about what the report leaves out: the book's citations and labels
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:

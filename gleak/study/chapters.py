@@ -191,6 +191,7 @@ def known_parameters(chapter: str) -> dict:
         for node in ast.parse(cells[0].source).body
         if isinstance(node, ast.Assign)
         for target in node.targets
+        if isinstance(target, ast.Name)
     }
 
 
@@ -297,7 +298,13 @@ def freshness_key(run: Run) -> str:
     look = [
         (PACKAGE / name).read_text(encoding="utf-8") for name in ("figures.py", "figures.mplstyle")
     ]
-    content = [code, sorted(run.parameters.items()), package_digest(), look, direct_pins()]
+    content: list[object] = [
+        code,
+        sorted(run.parameters.items()),
+        package_digest(),
+        look,
+        direct_pins(),
+    ]
     content.append(study_code("\n".join(code)))
     for value in run.parameters.values():
         named = value if isinstance(value, list) else [value]
@@ -318,7 +325,7 @@ def reads_verdicts(chapter: str) -> bool:
 def direct_pins() -> list[str]:
     """The locked versions of the packages that pyproject.toml names (not of what those need)."""
     project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
-    names = {re.match(r"[\w.-]+", entry)[0].lower() for entry in requirements(project, "study")}
+    names = {re.findall(r"[\w.-]+", entry)[0].lower() for entry in requirements(project, "study")}
     lock = (root() / "requirements.lock").read_text()
     pins = re.findall(r"^([\w.-]+)==(\S+)(.*?) ?\\?$", lock, flags=re.MULTILINE)
     return [f"{name}=={pin}{marker}" for name, pin, marker in pins if name in names]

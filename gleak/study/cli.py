@@ -156,8 +156,8 @@ def sweep(file, out, dry_run, arguments):
     click.echo(f"{len(runs)} runs: {len(done)} done, {len(failed)} not")
     for row in failed.to_dict("records"):
         chosen = {k[6:]: v for k, v in row.items() if k.startswith("param.") and v == v}
-        chosen = ", ".join(f"{name}={value}" for name, value in chosen.items())
-        click.echo(f"  {row['chapter']} ({chosen}): {row['error'].splitlines()[0]}", err=True)
+        shown_as = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        click.echo(f"  {row['chapter']} ({shown_as}): {row['error'].splitlines()[0]}", err=True)
     click.echo(f"the table: {shown(folder / 'results.parquet')} and results.csv")
     if len(failed):
         sys.exit(1)
@@ -203,8 +203,9 @@ def pdf():
     # time for the formulas, all of them on one page
     command += ["--virtual-time-budget=120000", f"--print-to-pdf={file}"]
     # written as if it lay one folder higher
-    whole = shutil.copy(page.parent / "book" / "index.html", page.parent / "whole.html")
-    command.append(whole.as_uri())
+    in_one = page.parent / "whole.html"
+    shutil.copy(page.parent / "book" / "index.html", in_one)
+    command.append(in_one.as_uri())
     printed = subprocess.run(command, check=False, capture_output=True, text=True)
     if printed.returncode or not file.exists():
         raise click.ClickException(f"nothing was printed: {printed.stderr.strip()[-500:]}")
@@ -213,7 +214,7 @@ def pdf():
 
 def build_pages(source: Path, target: Path, builder: str) -> Path:
     """Run Jupyter Book, and return the first page."""
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    command: list[str | Path] = [Path(sys.executable).with_name("jupyter-book"), "build", source]
     command += ["--path-output", target, "--builder", builder]
     # all pages and all warnings, each an error: a page that is not re-read hides its own
     command += ["--all", "-W", "-n", "--keep-going", "--quiet"]

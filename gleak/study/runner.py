@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
@@ -60,8 +61,8 @@ def run_grid(
         if found is None:
             with interrupts_pass():  # a search that was cut short is no result
                 found = function(**arguments)
-            found = [found] if isinstance(found, Mapping) else list(found)
-            found = [{name: plain(name, value) for name, value in row.items()} for row in found]
+            made = [found] if isinstance(found, Mapping) else found
+            found = [{name: plain(name, value) for name, value in row.items()} for row in made]
             if keep:
                 folder.mkdir(parents=True, exist_ok=True)
                 with whole(file) as partial:
@@ -74,7 +75,7 @@ def code_of(function: Callable) -> list | None:
     """What tells the code that a function runs from another; None for one of a notebook."""
     if function.__module__ == "__main__":
         return None
-    source = inspect.getsource(inspect.getmodule(function))
+    source = inspect.getsource(sys.modules[function.__module__])
     own = digest_of(syntax(ast.parse(source)))
     where = [function.__module__, function.__qualname__, own]
     return [*where, study_code(source), package_digest(), torch.__version__]

@@ -91,7 +91,13 @@ def run_all(folder: Path, arguments: Iterable[str], dry_run: bool = False) -> in
     Snakemake's lock behind: `--unlock` takes it away, and the sweep goes on with what is missing.
     """
     arguments = list(arguments)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", Path(__file__).with_suffix(".smk")]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        Path(__file__).with_suffix(".smk"),
+    ]
     command += ["--quiet", "rules", "host", "reason", "--rerun-triggers", "mtime"]
     command += ["--directory", folder, "--rerun-incomplete", "--keep-going"]
     command += ["--dry-run"] * dry_run

@@ -1,6 +1,7 @@
 """Images from FedAvg weights: tables, figures, numbers for the prose, claims and verdicts."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -141,7 +142,7 @@ def claims(table: pd.DataFrame, reference: bool) -> dict[str, bool]:
     }
 
 
-def gradient_numbers(table: pd.DataFrame, sgd: float) -> dict[str, object]:
+def gradient_numbers(table: pd.DataFrame, sgd: float) -> dict[str, Any]:
     """sgd: what `gleak` reaches from a gradient, in dB."""
     reached = near_and_far(table)
     return {

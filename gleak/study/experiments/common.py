@@ -1,6 +1,7 @@
 """What several chapters compute alike: their networks, their pools, the counts of many rules."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from gleak.update import Update
 AUX_SIZE = 250  # images that no client has, where a pool can spare them
 
 
-def model_options(model: str, width: int | None = None) -> dict[str, str | int]:
+def model_options(model: str, width: int | None = None) -> dict[str, Any]:
     """How `build_model` makes a network of the study: LeNet with ReLU, a ConvNet of this width.
 
     ReLU features are never negative, so that no rule for labels has to refuse them. Other networks
@@ -39,7 +40,7 @@ def clients_and_aux(pool: Batch) -> tuple[Batch, Batch | None]:
     return clients, aux
 
 
-def counted(update: Update, methods: Sequence[str], **options) -> dict[str, torch.Tensor]:
+def counted(update: Update, methods: Sequence[str], **options: Any) -> dict[str, torch.Tensor]:
     """Method -> label counts (N,), for those methods that do not refuse the network.
 
     options: as for `gleak.compare_labels`.

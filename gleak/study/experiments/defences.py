@@ -7,7 +7,7 @@ or dropped, the noise's standard deviation or multiplier, local steps.
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -52,7 +52,10 @@ CHANGES: dict[str, Callable[[Update, float, int], Update]] = {
 
 MAX_NORM = 1.0  # of a sample's gradient, where those are clipped
 MORE = 16  # behind a private sum, clients take this many times more records
-SEARCH = {"schedule": "cosine", "lr": 0.2}  # gets further in few steps than the default
+SEARCH: dict[str, Any] = {
+    "schedule": "cosine",
+    "lr": 0.2,
+}  # gets further in few steps than the default
 MEASURED = 4  # images, where updates of unequal size are compared
 
 
@@ -92,7 +95,8 @@ def network(
     """An untrained network, with dropout in front of the classifier if that is the defence."""
     net = gleak.build_model(model, batch, seed=seed, **model_options(model))
     if defence == "dropout":
-        net[1].insert(len(net[1]) - 1, nn.Dropout(strength))
+        layers = cast(nn.Sequential, net.get_submodule("1"))  # behind the normalisation
+        layers.insert(len(layers) - 1, nn.Dropout(strength))
     return net
 
 
@@ -265,7 +269,7 @@ def knowing(
     pruned values left out of the comparison, dropped units put into the network; with an update
     that is exact enough the closed forms lead, else the prior weighs more.
     """
-    common = {"iterations": iterations, "seed": seed, "progress": False, **SEARCH}
+    common: dict[str, Any] = {"iterations": iterations, "seed": seed, "progress": False, **SEARCH}
     if defence == "local steps":
         return gleak.invert(update, counts, tv=0.15, update_model="sme", **common)
     if defence == "prune":

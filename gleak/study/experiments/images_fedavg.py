@@ -14,7 +14,7 @@ import gleak
 from gleak.data import Batch
 from gleak.inversion import Inversion, equivalent, path, sme, unrolled
 from gleak.inversion.distances import l2
-from gleak.inversion.update_models import local_gradient
+from gleak.inversion.gradients import local_gradient
 from gleak.study.experiments.searches import (
     DISTINCT,
     SIXTEEN,
@@ -24,7 +24,7 @@ from gleak.study.experiments.searches import (
     searched,
     sent,
 )
-from gleak.update import Update
+from gleak.update import Update, WeightsUpdate
 
 MIDDLE = partial(path, points=1)  # one gradient in the middle of the way
 MATCHING = "inverting-gradients"  # what matches through the update models
@@ -33,15 +33,22 @@ CROPS = "imagenet-crops"  # the pool of the trained networks
 Way = Sequence[float]  # epochs, batch size (0: all in one), learning rate
 
 
-def trained_by(network: nn.Module, batch: Batch, way: Way, shuffle_seed: int = 0) -> Update:
+def trained_by(network: nn.Module, batch: Batch, way: Way, shuffle_seed: int = 0) -> WeightsUpdate:
     """The update of a client that trained in such a way."""
     epochs, size, lr = way
     return gleak.fedavg(
-        network, batch, epochs=epochs, batch_size=size or None, lr=lr, shuffle_seed=shuffle_seed
+        network,
+        batch,
+        epochs=int(epochs),
+        batch_size=int(size) or None,
+        lr=lr,
+        shuffle_seed=shuffle_seed,
     )
 
 
-def mismatch(update: Update, update_model: Any, batch: Batch, *learnt: torch.Tensor) -> float:
+def mismatch(
+    update: WeightsUpdate, update_model: Any, batch: Batch, *learnt: torch.Tensor
+) -> float:
     """The relative distance of the update that the client's images would have made."""
     simulation = update_model(update, list(update.weights_after), 0)
     gradient = partial(local_gradient, update.model)
@@ -157,7 +164,7 @@ def of_one_step(
 
 def other_client(
     dataset: str, indices: Sequence[int], model: str, way: Way, steps: int
-) -> tuple[Update, Batch]:
+) -> tuple[WeightsUpdate, Batch]:
     """A client with the network as drawn; with `steps`, with a trained convnet, and crops."""
     if steps:
         batch = one_of_each_class(CROPS, len(indices))
@@ -247,22 +254,21 @@ def recorded_attack(
     update: Update, counts: torch.Tensor, attack: str, seed: int, matching: int, own: int
 ) -> torch.Tensor:
     """(K, C, H, W) the restored images."""
-    common = {"seed": seed, "progress": False}
-    strongest = {"attack": "gleak", "update_model": "unrolled", "iterations": own}
+    common: dict[str, Any] = {"seed": seed, "progress": False}
+    strongest: dict[str, Any] = {"attack": "gleak", "update_model": "unrolled", "iterations": own}
     if attack == "gleak":
         return gleak.invert(update, counts, **strongest, **common).images
     if attack == "gleak, lr scanned":  # the rate whose images lead to the client's weights
-        best, nearest = None, torch.inf
+        tried = []
         for factor in SCAN:
-            guess = replace(update, facts=update.facts | {"lr": factor * update.facts["lr"]})
+            guess = replace(update, facts={**update.facts, "lr": factor * update.facts["lr"]})
             found = gleak.invert(guess, counts, **strongest, **common)
             distance = found.history.get("distance_of_weights", pd.Series([torch.inf])).min()
-            if distance < nearest or best is None:
-                best, nearest = found.images, distance
-        return best
+            tried.append((distance, found.images))
+        return min(tried, key=lambda one: one[0])[1]
     if attack == "sme, no lr":
         update = replace(update, facts={})
-    through = {"middle": MIDDLE, "sme, no lr": "sme"}.get(attack, attack)
+    through: Any = {"middle": MIDDLE, "sme, no lr": "sme"}.get(attack, attack)
     return gleak.invert(
         update,
         counts,

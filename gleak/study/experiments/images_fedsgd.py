@@ -32,8 +32,9 @@ def gradient_moved(
     update = sent(model, batch, seed)
     parameters, observed = list(update.model.parameters()), list(update.gradient.values())
     found = simulate(update.model, parameters, batch.images + noise * aside, batch.labels)
-    change = sum((a - b).square().sum() for a, b in zip(found, observed, strict=True))
-    return {"change": (change / sum(b.square().sum() for b in observed)).sqrt().item()}
+    zero = torch.tensor(0.0)
+    change = sum(((a - b).square().sum() for a, b in zip(found, observed, strict=True)), zero)
+    return {"change": (change / sum((b.square().sum() for b in observed), zero)).sqrt().item()}
 
 
 def peeled_error(peeled: Peeled | None, batch: Batch) -> float:

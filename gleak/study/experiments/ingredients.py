@@ -13,6 +13,7 @@ from gleak import defences
 from gleak.data import Batch
 from gleak.labels import tolerance
 from gleak.models import Normalise
+from gleak.update import Update
 
 
 class Change(NamedTuple):
@@ -131,7 +132,8 @@ def network(
     """Three blocks of 3x3 convolutions with a max-pool after the first two, and a linear layer."""
     kinds = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}
     channels, side = batch.images.shape[1:3]
-    layers, before = [], channels
+    layers: list[nn.Module] = []
+    before = channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for block in range(3):
@@ -163,7 +165,7 @@ def attacked(
     batch = gleak.load_batch(dataset, size=size, seed=seed, distinct_labels=True)
     plain = model == "convnet"
     net = network(batch, seed, **client) if plain else gleak.build_model(model, batch, seed=seed)
-    update = gleak.fedsgd(
+    update: Update = gleak.fedsgd(
         net.double() if dtype == "float64" else net, batch, training=client.get("norm") != "eval"
     )
     if dtype in ("float16", "bfloat16"):

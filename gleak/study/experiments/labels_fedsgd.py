@@ -3,7 +3,7 @@
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ RIVALS = [method for method in ZERO_SHOT if method != "gleak"]
 WITH_DATA = [method for method in gleak.list_label_methods(aux=True) if method not in ZERO_SHOT]
 DEEP_INPUTS = 32  # random images for networks on which each costs much
 
-RECORDED = {  # networks of the recorded table: name -> model, options, random images for the rules
+RECORDED: dict[
+    str, tuple[str, dict[str, Any], int]
+] = {  # networks of the recorded table: name -> model, options, random images for the rules
     "lenet, sigmoid": ("lenet", {}, 1000),
     "lenet, ReLU": ("lenet", model_options("lenet"), 1000),
     "convnet": ("convnet", {}, 64),
@@ -40,9 +42,11 @@ def network_of(name: str, batch: Batch, seed: int, width: int) -> nn.Module:
     if name == "lenet, sigmoid":
         return gleak.build_model("lenet", batch, seed=seed)
     if name == "lenet, tanh":
-        normalise, layers = gleak.build_model("lenet", batch, seed=seed, activation="relu")
-        layers = [nn.Tanh() if isinstance(m, nn.ReLU) else m for m in layers]
-        return nn.Sequential(normalise, *layers)
+        net = gleak.build_model("lenet", batch, seed=seed, activation="relu")
+        normalise, layers = cast(nn.Sequential, net)
+        named = cast(nn.Sequential, layers)
+        swapped = [nn.Tanh() if isinstance(m, nn.ReLU) else m for m in named]
+        return nn.Sequential(normalise, *swapped)
     return gleak.build_model(name, batch, seed=seed, **model_options(name, width))
 
 
@@ -77,7 +81,7 @@ def scores(
     rows.append({"method": "even", **gleak.score_labels(truth, truth), "instance": rows[0]["even"]})
     held = (found.low <= truth) & (truth <= found.high)
     undecided = ~found.certain
-    intervals = {
+    intervals: Row = {
         "held": held.double().mean().item(),
         "open": undecided.double().mean().item(),
         "held, open": held[undecided].double().mean().item() if undecided.any() else None,
@@ -247,7 +251,8 @@ def small_batches(
     found, truth = gleak.label_posterior(update), drawn.label_counts
     counts["gleak"] = found.counts
     scored = {method: gleak.score_labels(c, truth) for method, c in counts.items()}
-    return {method: score["instance"] for method, score in scored.items()} | {
+    row: Row = {method: score["instance"] for method, score in scored.items()}
+    return row | {
         "even": scored["gleak"]["even"],
         "gleak exact": scored["gleak"]["exact"],
         "all certain": float(found.certain.all()),
@@ -309,7 +314,7 @@ def classes(
     if N == 20:
         clients, aux = clients_and_aux(gleak.load_pool("imagenet-crops"))
         net = gleak.trained_model(
-            "lenet", "imagenet-crops", steps=steps, seed=3, **model_options("lenet")
+            "lenet", "imagenet-crops", steps=int(steps), seed=3, **model_options("lenet")
         )
         drawn = gleak.draw_batch(clients, size, alpha=alpha, seed=seed)
         return scores(net, drawn, inputs=inputs, aux=aux)

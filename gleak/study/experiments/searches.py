@@ -9,7 +9,7 @@ import torch
 import gleak
 from gleak.data import Batch
 from gleak.inversion import Inversion
-from gleak.update import Update
+from gleak.update import GradientUpdate, Update
 
 # Of the shipped samples: images of eight classes of CIFAR-10, and of sixteen of CIFAR-100.
 DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]
@@ -27,7 +27,9 @@ def searched(
     return found, gleak.score(found.images, batch.images)
 
 
-def sent(model: str, batch: Batch, seed: int, training: bool = True, device: str = "cpu") -> Update:
+def sent(
+    model: str, batch: Batch, seed: int, training: bool = True, device: str = "cpu"
+) -> GradientUpdate:
     """The gradient of a network as drawn by the seed, batch norm in train or in eval mode."""
     network = gleak.build_model(model, batch, seed=seed).to(device)
     return gleak.fedsgd(network, batch, training=training)

@@ -16,6 +16,7 @@ from gleak.labels.features import image_features
 from gleak.study.experiments.ablation import SEARCH, family
 from gleak.study.runner import product
 from gleak.training import accuracy
+from gleak.update import GradientUpdate
 
 RULES = ["zlg", "zlg-bias", "gleak"]
 
@@ -139,9 +140,10 @@ def gradient_shares(network: nn.Module, batch: gleak.Batch) -> list[float]:
     return [length / sum(alone) for length in alone]
 
 
-def norm(update: gleak.Update) -> float:
+def norm(update: GradientUpdate) -> float:
     """The length of the whole gradient, in float32."""
-    return sum(g.square().sum() for g in update.gradient.values()).sqrt().item()
+    squares = (g.square().sum() for g in update.gradient.values())
+    return sum(squares, torch.tensor(0.0)).sqrt().item()
 
 
 def has_closed_form(update: gleak.Update, batch: gleak.Batch) -> bool:

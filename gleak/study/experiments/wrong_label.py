@@ -19,6 +19,7 @@ from gleak.inversion import DISTANCES, Inversion, flatten, simulate, unrolled
 from gleak.labels.repair import fits, least_counts, possible_classes, repair_counts
 from gleak.study.experiments.ablation import SEARCH, family, few, untrained
 from gleak.study.runner import product
+from gleak.update import GradientUpdate
 
 WRONG = ("right", "absent", "count", "two")
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -137,18 +138,20 @@ def image_rows(found: Inversion, batch: gleak.Batch, touched: torch.Tensor) -> l
 def lowest_softmax(update: gleak.Update, counts: torch.Tensor) -> torch.Tensor:
     """The smallest entry of what would be the mean softmax if the counts were right."""
     _, bias = update.classifier_gradient()
+    assert bias is not None  # the networks of this chapter have one
     return (bias + counts / update.num_samples).min()
 
 
-def floor(update: gleak.Update, counts: torch.Tensor, distance: str) -> torch.Tensor:
+def floor(update: GradientUpdate, counts: torch.Tensor, distance: str) -> torch.Tensor:
     """What no images with these counts can get the distance below (l2, or else cosine).
 
     With features that are nowhere negative, neither are the rows of an absent class; the negative
     part of those that were observed can be met by no images.
     """
-    norm = sum(g.square().sum() for g in update.gradient.values())
-    of_absent = [g[counts == 0] for g in update.classifier_gradient()]
-    unmet = sum(g.clamp_max(0).square().sum() for g in of_absent) / norm
+    zero = torch.tensor(0.0)
+    norm = sum((g.square().sum() for g in update.gradient.values()), zero)
+    of_absent = [g[counts == 0] for g in update.classifier_gradient() if g is not None]
+    unmet = sum((g.clamp_max(0).square().sum() for g in of_absent), zero) / norm
     return unmet if distance == "l2" else 1 - (1 - unmet).sqrt()
 
 
@@ -344,7 +347,7 @@ def aside(images: torch.Tensor) -> torch.Tensor:
 
 
 def pull(
-    update: gleak.Update,
+    update: GradientUpdate,
     images: torch.Tensor,
     labels: torch.Tensor,
     distance: str = "l2",
@@ -360,7 +363,7 @@ def pull(
 
 
 def pulls(
-    update: gleak.Update, batch: gleak.Batch, labels: torch.Tensor, distance: str
+    update: GradientUpdate, batch: gleak.Batch, labels: torch.Tensor, distance: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The pull for each noise on the images: with right labels (noise,) and others (noise, K).
 
