@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gleak
@@ -16,12 +15,9 @@ from gleak.inversion import (
     InversionFailed,
     cosine,
     labels_of,
-    peel,
     simulate,
-    spear,
     total_variation,
 )
-from gleak.inversion.closed.solve import solve_least_squares
 from gleak.inversion.priors import consensus
 from gleak.inversion.search import Record
 from gleak.labels.features import image_features
@@ -267,16 +263,6 @@ def test_features_need_the_right_counts(update):
         image_features(update, wrong)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_peeling_finds_the_activations_of_single_images(batch, seed):
-    update = gleak.fedsgd(gleak.build_model("convnet", batch, seed=seed), batch)
-    peeled = peel(update, batch.label_counts)
-    with torch.no_grad():
-        truth = peeled.trunk(batch.images[batch.labels.argsort()])
-    assert (peeled.activations - truth).norm() < 1e-4 * truth.norm()
-    assert "enters Conv2d" in str(peeled)
-
-
 def test_consensus_registers_before_it_takes_the_mean(batch):
     moved = batch.images.roll((3, -5), dims=(-2, -1))
     restarts = torch.stack([batch.images, moved])
@@ -284,50 +270,6 @@ def test_consensus_registers_before_it_takes_the_mean(batch):
     noise = 0.05 * torch.randn(restarts.shape, generator=torch.Generator().manual_seed(0))
     noisy = consensus(restarts + noise) - restarts
     assert noisy.std() == pytest.approx(0.05 / 2**0.5, rel=0.1)  # two means of two
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_residual_networks_are_peeled_through_pooling_and_batch_norm(training):
-    large = gleak.load_batch("cifar10-samples", indices=[0, 1, 3])
-    batch = gleak.Batch(avg_pool2d(large.images, 2), large.labels, large.class_names)
-    update = gleak.fedsgd(gleak.build_model("resnet18", batch, seed=1), batch, training=training)
-    peeled = peel(update, batch.label_counts)
-    assert peeled.activations.shape[1] <= 128  # four of the eight blocks and more
-    with torch.no_grad():
-        truth = peeled.trunk(batch.images[batch.labels.argsort()])
-    assert (peeled.activations - truth).norm() < 5e-3 * truth.norm()
-
-
-def test_inputs_of_linear_networks_come_back_exactly(tiny):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(16, 64),
-            nn.ReLU(),
-            nn.Linear(64, 32),
-            nn.ReLU(),
-            nn.Linear(32, 5),
-        )
-    distinct = gleak.Batch(tiny.images, torch.tensor([2, 0, 3]), list("abcde"))
-    repeated = gleak.Batch(tiny.images, torch.tensor([2, 0, 2]), list("abcde"))  # needs SPEAR
-    for secret in (distinct, repeated):
-        update = gleak.fedsgd(model, secret)
-        images = gleak.invert(update, secret.label_counts, "exact", progress=False).images
-        error = (images[:, None] - secret.images[None]).abs().amax((2, 3, 4))
-        assert error.min(0).values.max() < 1e-3  # every image is there, in some order
-
-
-def test_spear_separates_eight_inputs():
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.rand(8, 100, generator=generator, dtype=torch.float64)
-    slopes = torch.randn(8, 200, generator=generator, dtype=torch.float64)
-    slopes *= torch.rand(8, 200, generator=generator) > 0.5
-    found = spear(slopes.T @ inputs, slopes.sum(0), 8)
-    error = (found[:, None] - inputs[None]).abs().amax(2)
-    assert error.min(0).values.max() < 1e-3
-    with pytest.raises(gleak.MissingKnowledge, match="rank 9"):
-        spear(slopes.T @ inputs, slopes.sum(0), 9)
 
 
 @pytest.mark.parametrize(
@@ -507,17 +449,3 @@ def test_snapshots_are_the_images_of_their_iterations(batch):
     )  # five stages of two iterations
     assert staged.attack.then
     assert list(staged.snapshots) == [3]
-
-
-def test_least_squares_keep_their_digits_when_refined():
-    draws = torch.Generator().manual_seed(0)
-    left, _ = torch.linalg.qr(torch.randn(60, 20, generator=draws, dtype=torch.float64))
-    right, _ = torch.linalg.qr(torch.randn(20, 20, generator=draws, dtype=torch.float64))
-    matrix = left * torch.logspace(0, -5, 20, dtype=torch.float64) @ right
-    truth = torch.randn(20, 3, generator=draws, dtype=torch.float64)
-    error = {
-        refine: (solve_least_squares(matrix, matrix @ truth, refine) - truth).norm() / truth.norm()
-        for refine in (False, True)
-    }
-    assert error[True] < 1e-7 and error[True] < error[False] / 100
-    assert solve_least_squares(matrix.T, truth) is None
