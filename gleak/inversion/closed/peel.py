@@ -44,7 +44,8 @@ class Peeled:
     classifier, so that no layer was peeled but the last.
     parameters: the names of the model's parameters in front of the place.
     rough: whether there is a ReLU or a max-pooling in front of it, so that a search has many
-    minima. deep: whether there is a residual block.
+    minima. deep: whether there is a residual block. sharp: whether the error of every value was
+    told on the way, as for trained networks.
     place: where that is, for people. ended: why it goes no further, for people; empty for images.
     started: the layer that it started at, for people, if that is not the classifier.
     """
@@ -56,6 +57,7 @@ class Peeled:
     parameters: tuple[str, ...]
     rough: bool
     deep: bool
+    sharp: bool
     place: str
     ended: str
     started: str = ""
@@ -114,7 +116,9 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
         depth, activations = index, place.values
-    return peeled_at(chain, depth, activations.to(update.classifier.weight.dtype), ended, started)
+    return peeled_at(
+        chain, depth, activations.to(update.classifier.weight.dtype), ended, started, careful
+    )
 
 
 def start_of(
@@ -152,7 +156,7 @@ def start_of(
 
 
 def peeled_at(
-    chain: Chain, depth: int, activations: torch.Tensor, ended: str, started: str = ""
+    chain: Chain, depth: int, activations: torch.Tensor, ended: str, started: str, sharp: bool
 ) -> Peeled:
     """The result, with activations that enter step `depth`."""
     trunk, steps = chain.trunk(depth), chain.steps
@@ -165,6 +169,7 @@ def peeled_at(
         parameters=tuple(name for name, _ in trunk.named_parameters()),
         rough=chain.has_before(depth, nn.ReLU, nn.MaxPool2d),
         deep=chain.has_before(depth, BasicBlock),
+        sharp=sharp,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,
         started=started,
