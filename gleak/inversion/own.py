@@ -20,6 +20,7 @@ from gleak.inversion.closed.peel import TOLERANCE
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.presets import (
     GLEAK_COARSE,
+    GLEAK_DIGITS,
     GLEAK_FEATURES,
     GLEAK_FIRST_GUESS,
     GLEAK_GRADIENT,
@@ -237,6 +238,8 @@ def in_the_middle(found: Inversion) -> Inversion:
 
 def preset_for(peeled: Peeled, update: Update) -> GradientMatching:
     """The search that fits what was peeled."""
+    if peeled.sharp and not peeled.is_features:
+        return GLEAK_DIGITS
     if peeled.deep or (peeled.rough and min(update.input_shape[1:]) >= 64):
         return GLEAK_COARSE
     return GLEAK_FEATURES if peeled.rough else GLEAK_SMOOTH

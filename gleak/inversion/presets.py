@@ -95,6 +95,13 @@ for weight in (40, 4, 0.4, 0.04):  # last stage first: each goes on from the one
 GLEAK_COARSE = coarse_to_fine(
     replace(GLEAK_FEATURES, lr=0.05, start="gray", iterations=150), 0.25, 0.5, 1
 )
+# Where the activations are known to many digits, a prior only gets in their way.
+GLEAK_DIGITS = coarse_to_fine(
+    replace(GLEAK_FEATURES, tv=0.1, tv_end=0.01, lr=0.05, start="gray", iterations=200),
+    0.25,
+    0.5,
+    1,
+)
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
 GLEAK_GRADIENT = coarse_to_fine(
     GradientMatching(

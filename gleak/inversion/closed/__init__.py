@@ -8,6 +8,7 @@ peel      from the classifier towards the image, layer by layer
 relu      which units behind a layer were active
 residual  through residual blocks, pooling and batch norm
 spear     images from a first linear layer
+start     a hidden linear layer in place of the classifier
 solve     linear algebra that these share
 """
 

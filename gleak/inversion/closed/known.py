@@ -53,6 +53,7 @@ class Place:
     known: (K, ...) where the values are known; None where all are.
     unmasked: in front of a ReLU, the slope if all its units were active; otherwise None.
     onwards: the layers from here to that ReLU, where it is not the next one.
+    deviation: (K, ...) standard error of the values, where least squares tell it; otherwise None.
     passed: in front of a residual block, what more of the slope went past it. In train mode batch
     norm hides the scale of the values, the inverse of which `slope` has and this has not.
     """
@@ -63,6 +64,7 @@ class Place:
     unmasked: torch.Tensor | None = None
     onwards: tuple[nn.Module, ...] = ()
     passed: torch.Tensor | float = 0.0
+    deviation: torch.Tensor | None = None
 
     @property
     def whole_slope(self) -> torch.Tensor:

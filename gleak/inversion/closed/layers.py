@@ -40,6 +40,7 @@ class Row(NamedTuple):
     inverse(layer, outputs, shape, rounding): the input, and where it is known.
     whole(layer, place, shapes, sent), told(layer, place, sent): of a layer that is solved as one,
     the place in front of it, and what it tells of the place behind it.
+    least: the smallest output, where the inputs of all outputs that lie there are unknown.
     agrees: relative error of the features that the input must make, if not the usual one.
     """
 
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     inverse: Callable[..., Known] | None = None
     whole: Callable[..., Place] | None = None
     told: Callable[..., Place] | None = None
+    least: float | None = None
     agrees: float | None = None
 
 
@@ -127,7 +129,7 @@ def inverse_normalise(
 ROWS: dict[type[nn.Module], Row] = {
     nn.Conv2d: Row(equations=input_equations),
     nn.Linear: Row(equations=input_equations),
-    nn.ReLU: Row(inverse=inverse_relu),
+    nn.ReLU: Row(inverse=inverse_relu, least=0.0),
     nn.LeakyReLU: Row(inverse=inverse_leaky_relu),
     nn.ELU: Row(inverse=inverse_elu),
     nn.Softplus: Row(inverse=inverse_softplus),

@@ -9,12 +9,13 @@ known too, as ReLU and sigmoid tell their slope by their value. The layer's weig
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
 than the batch has values there. ReLU's units near zero are told along with it, see `relu`.
 This peels a network from its end, until a pooling layer or a layer with too few weights stops it.
-For single images this is R-GAP (Zhu & Blaschko 2021). Residual networks have a module of their own,
-`residual`. What is known of each kind of layer is in `layers`.
+A trained network may not let one find the softmax; a hidden linear layer is another start, see
+`start`. For single images this is R-GAP (Zhu & Blaschko 2021). Residual networks have a module of
+their own, `residual`. What is known of each kind of layer is in `layers`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,10 +24,12 @@ from torch.nn import functional as F
 from gleak.inversion.closed.chain import BasicBlock, Chain, Step, trace
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import find_row, row_of
-from gleak.inversion.closed.relu import HOPELESS, settle_units
+from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
 from gleak.inversion.closed.solve import solve_input
+from gleak.inversion.closed.start import hidden_start
 from gleak.labels.features import image_features
-from gleak.update import Update
+from gleak.labels.tolerance import FLOAT32
+from gleak.update import MissingKnowledge, Update
 
 TOLERANCE = 1e-2  # relative error of an equation, above which masks are wrong and not only digits
 
@@ -41,8 +44,10 @@ class Peeled:
     classifier, so that no layer was peeled but the last.
     parameters: the names of the model's parameters in front of the place.
     rough: whether there is a ReLU or a max-pooling in front of it, so that a search has many
-    minima. deep: whether there is a residual block.
+    minima. deep: whether there is a residual block. sharp: whether the error of every value was
+    told on the way, as for trained networks.
     place: where that is, for people. ended: why it goes no further, for people; empty for images.
+    started: the layer that it started at, for people, if that is not the classifier.
     """
 
     trunk: nn.Module
@@ -52,12 +57,15 @@ class Peeled:
     parameters: tuple[str, ...]
     rough: bool
     deep: bool
+    sharp: bool
     place: str
     ended: str
+    started: str = ""
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.activations.shape[1:]))
-        return f"{self.place}, {shape} values each"
+        start = f", from {self.started}" if self.started else ""
+        return f"{self.place}, {shape} values each{start}"
 
 
 def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None = None) -> Peeled:
@@ -82,20 +90,20 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
     True
     """
     chain, sent = trace(update.model, update.input_shape), Sent(update)
-    features, probabilities = image_features(update, counts)
+    depth, place, features, careful = start_of(chain, sent, update, counts)
     tolerance = max(TOLERANCE, sent.precision)
     misfit_allowed = tolerance if misfit_allowed is None else misfit_allowed
-    labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
-    wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
-    place = Place(wrong @ update.classifier.weight.double(), features)
-    steps = chain.steps
-    depth, activations, ended = len(steps) - 1, features, ""
-    for index in range(len(steps) - 2, -1, -1):
+    steps, started = chain.steps, ""
+    if depth < len(steps) - 1:
+        started = f"{steps[depth - 1].kind} (layer {depth - 1} of {len(steps)})"
+    assert place.values is not None
+    activations, ended = place.values, ""
+    for index in range(depth - 1, -1, -1):
         step = steps[index]
         if isinstance(step.layer, nn.Identity):
             continue
         try:
-            place = through(step, place, sent, misfit_allowed)
+            place = through(step, place, sent, misfit_allowed, careful)
             beneath = find_row(steps[index - 1].layer) if index else None
             if beneath and beneath.told:
                 place = beneath.told(steps[index - 1].layer, place, sent)
@@ -108,10 +116,48 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
         depth, activations = index, place.values
-    return peeled_at(chain, depth, activations.to(update.classifier.weight.dtype), ended)
+    return peeled_at(
+        chain, depth, activations.to(update.classifier.weight.dtype), ended, started, careful
+    )
 
 
-def peeled_at(chain: Chain, depth: int, activations: torch.Tensor, ended: str) -> Peeled:
+def start_of(
+    chain: Chain, sent: Sent, update: Update, counts: torch.Tensor
+) -> tuple[int, Place, torch.Tensor, bool]:
+    """The step in front of which the peeling starts, what is known there, and the features (K, M).
+
+    Last, whether each value's error must be known. That is so behind batch norm and at a start
+    without the classifier: there networks are trained, and images differ a thousandfold in their
+    slopes. Batch norm has that start first: it is found sooner than the classifier's search fails.
+
+    Raises MissingKnowledge as `image_features`.
+    """
+    normed = any(isinstance(step.layer, nn.BatchNorm2d) for step in chain.steps)
+    exact = update.precision <= FLOAT32  # SPEAR's zeros drown in noise
+    if normed and exact:
+        try:
+            return *hidden_start(chain, sent, counts), True
+        except MissingKnowledge:
+            pass  # the classifier is left
+    try:
+        features, probabilities = image_features(update, counts)
+    except MissingKnowledge:
+        if not exact or normed:
+            raise
+        try:
+            return *hidden_start(chain, sent, counts), True
+        except MissingKnowledge:
+            pass  # the classifier's reason says more
+        raise
+    labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
+    wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
+    place = Place(wrong @ update.classifier.weight.double(), features)
+    return len(chain.steps) - 1, place, features, normed
+
+
+def peeled_at(
+    chain: Chain, depth: int, activations: torch.Tensor, ended: str, started: str, sharp: bool
+) -> Peeled:
     """The result, with activations that enter step `depth`."""
     trunk, steps = chain.trunk(depth), chain.steps
     into = steps[depth].kind if depth else "the network"
@@ -123,13 +169,19 @@ def peeled_at(chain: Chain, depth: int, activations: torch.Tensor, ended: str) -
         parameters=tuple(name for name, _ in trunk.named_parameters()),
         rough=chain.has_before(depth, nn.ReLU, nn.MaxPool2d),
         deep=chain.has_before(depth, BasicBlock),
+        sharp=sharp,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,
+        started=started,
     )
 
 
-def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Place:
+def through(
+    step: Step, place: Place, sent: Sent, misfit_allowed: float, careful: bool = False
+) -> Place:
     """What is known in front of a layer, from what is known behind it.
+
+    careful: whether with an error for each value.
 
     Raises ArithmeticError where nothing is, with the reason.
     """
@@ -139,13 +191,21 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
     if row.whole:
         return row.whole(step.layer, place, (step.entering, step.leaving), sent)
     if row.equations:
-        return through_linear(step, place, sent, misfit_allowed)
+        return through_linear(step, place, sent, misfit_allowed, careful)
     if row.inverse is None:  # the input stays unknown, but not the slope there
         nothing = place.slope.new_zeros(len(place.slope), *step.entering)
         return Place(row.slope(step.layer, place.whole_slope, nothing, None), None)
     if place.values is None:
         raise ArithmeticError("its output is hidden behind a pooling")
+    if place.deviation is not None and row.least is not None:
+        values = put_on_bound(place.values, place.deviation, row.least, sent.rounding)
+        place = replace(place, values=values)
+    assert place.values is not None
     values, known = row.inverse(step.layer, place.values, step.entering, sent.rounding)
+    deviation = place.deviation
+    if deviation is not None and known is None:
+        moved, _ = row.inverse(step.layer, place.values + deviation, step.entering, sent.rounding)
+        deviation = (moved - values).abs()
     slope = row.slope(step.layer, place.whole_slope, values, place.values)
     unmasked: torch.Tensor | None = None
     onwards: tuple[nn.Module, ...] = ()
@@ -157,10 +217,12 @@ def through(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Plac
     if place.known is not None:
         before = place.known.reshape(values.shape)
         known = before if known is None else before & known
-    return Place(slope, values, known, unmasked, onwards)
+    return Place(slope, values, known, unmasked, onwards, deviation=deviation)
 
 
-def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) -> Place:
+def through_linear(
+    step: Step, place: Place, sent: Sent, misfit_allowed: float, careful: bool = False
+) -> Place:
     """`through` for a layer whose weight gradient is linear in its input."""
     layer, slope = step.layer, place.whole_slope
     assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -171,16 +233,25 @@ def through_linear(step: Step, place: Place, sent: Sent, misfit_allowed: float) 
     known = place.known
     if known is None:
         known = torch.full_like(outputs, place.values is not None, dtype=torch.bool)
-    inputs, misfit = solve_input(
-        layer, slope, observed, outputs, known, step.entering, sent.rounding
+    solved = solve_input(
+        layer, slope, observed, outputs, known, step.entering, sent.rounding, careful
     )
-    if place.unmasked is not None and misfit <= HOPELESS * misfit_allowed:
-        slope, inputs, misfit = settle_units(
-            layer, place.unmasked, known, observed, inputs, misfit, sent.rounding, place.onwards
+    if place.unmasked is not None and solved.misfit <= HOPELESS * misfit_allowed:
+        slope, solved = settle_units(
+            layer,
+            place.unmasked,
+            known,
+            observed,
+            solved,
+            sent.rounding,
+            place.onwards,
+            careful,
         )
+    inputs, misfit, deviation = solved
     if misfit > misfit_allowed:
         raise ArithmeticError(f"the input that was found misses its gradient by {misfit:.1%}")
-    return Place(row_of(layer).slope(layer, slope, inputs, None), inputs)
+    slope = row_of(layer).slope(layer, slope, inputs, None)
+    return Place(slope, inputs, deviation=deviation if careful else None)
 
 
 @torch.no_grad()

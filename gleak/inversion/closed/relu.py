@@ -18,6 +18,7 @@ from torch import nn
 
 from gleak.inversion.closed.known import FLOAT32, scaled
 from gleak.inversion.closed.solve import (
+    Solved,
     by_tap,
     double,
     input_equations,
@@ -27,6 +28,7 @@ from gleak.inversion.closed.solve import (
 )
 
 ROUNDS = 6  # of telling which units of a layer were active
+SURE = 6.0  # standard errors above a bound, beyond which a value does not lie on it
 HOPELESS = 30  # times the misfit allowed: more than units near zero can explain
 
 
@@ -43,27 +45,42 @@ def inverse_relu(
     return torch.where(active, outputs, 0.0), active
 
 
+def put_on_bound(
+    values: torch.Tensor, deviation: torch.Tensor, least: float, rounding: float
+) -> torch.Tensor:
+    """Values (K, ...) behind a layer, those that may be its smallest output set to that.
+
+    deviation: (K, ...) their standard errors. Behind a trained network the errors of one image may
+    be a thousand times those of another, so that one bar for all of them would not do.
+    """
+    above = values - least
+    largest = above.flatten(1).abs().amax(1).view(-1, *[1] * (values.ndim - 1))
+    bar = (SURE * deviation).maximum(scaled(1e-5, rounding) * largest)
+    return torch.where(above > bar, values, least)
+
+
 def settle_units(
     layer: nn.Conv2d | nn.Linear,
     above: torch.Tensor,
     active: torch.Tensor,
     observed: torch.Tensor,
-    inputs: torch.Tensor,
-    misfit: float,
+    solved: Solved,
     rounding: float = FLOAT32,
     onwards: Sequence[nn.Module] = (),
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The slope at a layer's output, its input and their misfit, better than they were.
+    level: bool = False,
+) -> tuple[torch.Tensor, Solved]:
+    """The slope at a layer's output and its input, better than they were.
 
     above: the slope here if all units of the ReLU that follows were active, (K, ...). onwards: the
-    layers between. With almost right inputs, the layer itself says which of its units were active,
-    and these give better inputs.
+    layers between. level: as of `solve_input`. With almost right inputs, the layer
+    itself says which of its units were active, and these give better inputs.
     """
     slope, share = above * active, active.double()
-    near_zero = 0.1 if misfit < 0.1 else 0.2
-    solved = scaled(1e-5, rounding)  # an equation with right slopes, rounding summed up
+    near_zero = 0.1 if solved.misfit < 0.1 else 0.2
+    enough = scaled(1e-5, rounding)  # an equation with right slopes, rounding summed up
     for _ in range(ROUNDS):
-        if misfit < solved:
+        inputs = solved.inputs
+        if solved.misfit < enough:
             break
         with torch.no_grad():
             outputs = units = double(layer, inputs)
@@ -72,17 +89,17 @@ def settle_units(
         share = active_shares(layer, above, observed, inputs, units, share, near_zero, rounding)
         tried = above * share
         try:
-            found, left = solve_input(
-                layer, tried, observed, outputs, units > 0, inputs.shape[1:], rounding
+            found = solve_input(
+                layer, tried, observed, outputs, units > 0, inputs.shape[1:], rounding, level
             )
         except ArithmeticError:
             break
-        slow = left > 0.7 * misfit
-        if left < misfit:
-            slope, inputs, misfit = tried, found, left
+        slow = found.misfit > 0.7 * solved.misfit
+        if found.misfit < solved.misfit:
+            slope, solved = tried, found
         if slow:
             break
-    return slope, inputs, misfit
+    return slope, solved
 
 
 def active_shares(

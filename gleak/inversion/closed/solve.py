@@ -1,6 +1,6 @@
 """Linear algebra that the closed forms share."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -72,6 +72,16 @@ def by_tap(weight: torch.Tensor) -> torch.Tensor:
     return weight.view(*weight.shape[:2], -1).transpose(1, 2)
 
 
+class Solved(NamedTuple):
+    """The input (K, ...) of a linear layer, the relative error of the gradient that it makes, and
+    the standard error of each value (K, ...), as that tells it; None where the output told more.
+    """
+
+    inputs: torch.Tensor
+    misfit: float
+    deviation: torch.Tensor | None
+
+
 def solve_input(
     layer: nn.Conv2d | nn.Linear,
     slope: torch.Tensor,
@@ -80,11 +90,14 @@ def solve_input(
     known: torch.Tensor,
     shape: tuple[int, ...],
     rounding: float = FLOAT32,
-) -> tuple[torch.Tensor, float]:
-    """The input (K, *shape) of a linear layer, and the relative error of the gradient it makes.
+    level: bool = False,
+) -> Solved:
+    """The input (K, *shape) of a linear layer.
 
     Two sets of equations: the weight gradient `observed` is linear in the input, given the slope at
     the output; and so are the outputs, where they are known (behind ReLU: where it is active).
+    level: weigh the unknowns of each image by its slopes, so that those of an image with slopes a
+    thousand times smaller, as trained networks have them, are not taken for noise.
 
     Raises ArithmeticError where they are fewer than the unknowns.
     """
@@ -93,9 +106,14 @@ def solve_input(
     channels = shape[0]
     # one matrix serves all input channels
     matrix = input_equations(layer, slope, shape).flatten(0, 1)
+    size = slope.flatten(1).norm(dim=1) if level else slope.new_ones(len(slope))
+    size = size.clamp_min(torch.finfo(size.dtype).tiny)
+    size = size.repeat_interleave(matrix.shape[1] // len(slope))
+    matrix = matrix / size
     target = by_tap(observed).flatten(0, 1)
 
     def as_inputs(solution: torch.Tensor) -> torch.Tensor:  # (image x pixel, channel)
+        solution = solution / size[:, None]
         if isinstance(layer, nn.Linear):
             return solution
         solution = solution.T.reshape(channels, len(slope), *shape[1:])
@@ -104,17 +122,20 @@ def solve_input(
     left, values, right = torch.linalg.svd(matrix, full_matrices=len(matrix) < matrix.shape[1])
     rank = int((values > rank_cut(rounding) * values[0]).sum())
     solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
-    misfit = ((matrix @ solution - target).norm() / target.norm()).item()
+    missing = matrix @ solution - target
+    misfit = (missing.norm() / target.norm()).item()
     inputs = as_inputs(solution)
     free = len(right) - rank
     if not free:
-        return inputs, misfit
+        variance = missing.square().sum(0) / max(len(matrix) - rank, 1)  # of each channel
+        spread = (right / values[:, None]).square().sum(0)
+        return Solved(inputs, misfit, as_inputs((spread[:, None] * variance).sqrt()))
     # What the gradient leaves open, the output may tell.
     if isinstance(layer, nn.Linear) or free * channels > min(MOST, int(known.sum())):
         raise ArithmeticError(
             f"its weight gradient gives {rank} equations for {len(right)} unknowns of each channel"
         )
-    directions = right[rank:].reshape(-1, 1, *shape[1:])  # the same for every channel
+    directions = (right[rank:] / size).reshape(-1, 1, *shape[1:])  # the same for every channel
     with torch.no_grad():
         weight = layer.weight.double()
         settings: Any = (None, layer.stride, layer.padding, layer.dilation)
@@ -127,7 +148,8 @@ def solve_input(
     rest = solve_least_squares(seen, missing[:, None], refine=True)
     if rest is None:
         raise ArithmeticError("its gradient and its output together leave its input open")
-    return inputs + as_inputs(right[rank:].T @ rest.view(free, channels)), misfit
+    inputs = inputs + as_inputs(right[rank:].T @ rest.view(free, channels))
+    return Solved(inputs, misfit, None)
 
 
 def solve_least_squares(

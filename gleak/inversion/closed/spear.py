@@ -7,10 +7,8 @@ from gleak.inversion.closed.chain import Step, Unknown, trace
 from gleak.inversion.closed.known import FLOAT32, Sent
 from gleak.inversion.closed.layers import find_row
 from gleak.inversion.closed.peel import peel
-from gleak.inversion.closed.solve import rank_cut, separate
+from gleak.inversion.closed.start import unmixed
 from gleak.update import MissingKnowledge, Update
-
-MOST = 10  # inputs that are told apart: each doubles the draws that it takes
 
 
 def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
@@ -93,17 +91,4 @@ def spear(
     >>> torch.cdist(found, inputs).min(0).values.max().item() < 1e-6
     True
     """
-    if size > MOST:
-        raise MissingKnowledge(f"SPEAR separates up to {MOST} inputs here; the batch has {size}")
-    left, values, _ = torch.linalg.svd(weight, full_matrices=False)
-    rank = int((values > rank_cut(rounding) * values[0]).sum())
-    if rank != size:
-        raise MissingKnowledge(
-            f"SPEAR needs a first-layer gradient of rank {size}, the batch size; it is {rank}"
-        )
-    left = left[:, :size]  # S^T = left @ mix for some mix (K, K)
-    found = separate(left, size, seed, rounding)
-    slopes = left @ found.T  # (H, K), each column up to a factor
-    inputs = torch.linalg.lstsq(slopes, weight).solution
-    factors = torch.linalg.lstsq(slopes, bias[:, None]).solution  # the bias gradient has inputs 1
-    return inputs / factors
+    return unmixed(weight, bias, size, seed, rounding)[0]
