@@ -14,10 +14,22 @@ from gleak.datasets import cut, known_names, open_source
 class Batch:
     """What a client holds and never sends.
 
-    images: (K, C, H, W) float in [0, 1]; labels: (K,) long in [0, N); class_names: the N names.
+    Parameters
+    ----------
+    images : (K, C, H, W) float
+        Pixels in [0, 1].
+    labels : (K,) long
+        Classes in [0, N).
+    class_names
+        The N names.
+    dataset
+        The name of the data set that the images are from.
 
-    Raises ValueError when the batch is empty, a shape or a dtype is wrong, a pixel is not in
-    [0, 1] (or not a number), or a label names no class.
+    Raises
+    ------
+    ValueError
+        When the batch is empty, a shape or a dtype is wrong, a pixel is not in [0, 1] (or not a
+        number), or a label names no class.
     """
 
     images: torch.Tensor
@@ -83,7 +95,13 @@ class Batch:
 
 
 def list_datasets(shipped: bool = True) -> list[str]:
-    """The names that `load_batch` takes: those that the extra `samples` brings, or all of them."""
+    """The names that `load_batch` takes.
+
+    Parameters
+    ----------
+    shipped
+        Only those that the extra `samples` brings; else all of them.
+    """
     return known_names(shipped)
 
 
@@ -101,22 +119,47 @@ def load_batch(
 ) -> Batch:
     """Real images by data set name, either those at `indices` or `size` of them drawn with `seed`.
 
-    dataset: one of `list_datasets()`. The small ones come with the extra `samples`. Torchvision's,
-    such as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
-    the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for each
-    class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a table
-    labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut the images
-    to squares of 64 pixels, as image_size does; a path that itself ends so is taken as it is.
-    distinct_labels: draw at most one image of each class (with `size`).
-    image_size: resize the shorter side to this and cut out the centre square, in pixels; by default
-    what the name says (PATH@64), else images keep their size, except those of ImageNet (224).
-    channels: 1 makes all images gray, 3 gives gray ones three equal channels; by default images are
-    as they are, and gray ones among coloured ones get three channels.
+    Parameters
+    ----------
+    dataset
+        One of `list_datasets()`. The small ones come with the extra `samples`. Torchvision's, such
+        as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
+        the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for
+        each class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a
+        table labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut
+        the images to squares of 64 pixels, as image_size does; a path that itself ends so is taken
+        as it is.
+    indices
+        Numbers of the images, in their order.
+    size
+        How many images are drawn instead, in random order and none twice.
+    seed
+        Of that draw.
+    distinct_labels
+        Draw at most one image of each class (with `size`).
+    image_size
+        Resize the shorter side to this and cut out the centre square, in pixels; by default what
+        the name says (PATH@64), else images keep their size, except those of ImageNet (224).
+    channels
+        1 makes all images gray, 3 gives gray ones three equal channels; by default images are as
+        they are, and gray ones among coloured ones get three channels.
+    root
+        Where torchvision's data lie.
+    download
+        Whether torchvision may fetch them.
 
-    Raises ValueError for an unknown data set, indices out of range, a size that cannot be met,
-    images of unequal size, or a file that is no image; MissingData, a FileNotFoundError, for data
-    that are not there; ModuleNotFoundError for samples without their extra.
+    Raises
+    ------
+    ValueError
+        For an unknown data set, indices out of range, a size that cannot be met, images of unequal
+        size, or a file that is no image.
+    MissingData
+        A FileNotFoundError, for data that are not there.
+    ModuleNotFoundError
+        For samples without their extra.
 
+    Examples
+    --------
     >>> load_batch("cifar10-samples", indices=[0, 1])
     Batch of 2 from cifar10-samples, 3x32x32, 10 classes: cat, ship
     """
@@ -178,11 +221,25 @@ def draw(labels: torch.Tensor, size: int, seed: int, distinct_labels: bool) -> l
 def draw_batch(pool: Batch, size: int, *, alpha: float | None = None, seed: int = 0) -> Batch:
     """A client's batch of `size` images from a pool, with labels drawn first.
 
-    alpha: the class shares are drawn from Dirichlet(alpha); the smaller, the more skewed. None:
-    all classes are equally likely. Classes that the pool has no image of are left out. Images of a
-    class are not repeated while they last.
+    Classes that the pool has no image of are left out. Images of a class are not repeated while
+    they last.
 
-    Raises ValueError for a size below 1 or an alpha that is not positive.
+    Parameters
+    ----------
+    pool
+        The images to draw from.
+    size
+        K, how many are drawn.
+    alpha
+        The class shares are drawn from Dirichlet(alpha); the smaller, the more skewed. None: all
+        classes are equally likely.
+    seed
+        Of all draws.
+
+    Raises
+    ------
+    ValueError
+        For a size below 1 or an alpha that is not positive.
     """
     if size < 1 or (alpha is not None and alpha <= 0):
         raise ValueError(f"size and alpha must be positive; got {size} and {alpha}")

@@ -23,10 +23,26 @@ Message = dict[str, torch.Tensor]
 
 
 def clip(update: Update, max_norm: float) -> Update:
-    """Scale what is sent down to an L2 norm of at most `max_norm` (McMahan et al. 2018).
+    """Scale what is sent down to an L2 norm of at most `max_norm`.
 
-    Raises ValueError unless max_norm > 0.
+    Parameters
+    ----------
+    update
+        What the client would send.
+    max_norm
+        The largest norm, above 0.
 
+    Raises
+    ------
+    ValueError
+        Unless max_norm is positive.
+
+    References
+    ----------
+    McMahan et al. 2018.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1, bias=False))
     >>> update = Update(net, 1, (1, 1, 2), gradient={"1.weight": torch.tensor([[3.0, -4.0]])})
     >>> clip(update, 2.5).gradient["1.weight"]
@@ -38,11 +54,27 @@ def clip(update: Update, max_norm: float) -> Update:
 
 
 def add_noise(update: Update, std: float, *, seed: int) -> Update:
-    """Add Gaussian noise of this standard deviation to every value that is sent.
+    """Add Gaussian noise to every value that is sent.
 
     After `clip(update, C)`, std = z C hides the whole client with noise multiplier z; see
-    `epsilon`. Raises ValueError for a negative std.
+    `epsilon`.
 
+    Parameters
+    ----------
+    update
+        What the client would send.
+    std
+        Standard deviation of the noise, at least 0.
+    seed
+        Of the noise.
+
+    Raises
+    ------
+    ValueError
+        For a negative std.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 500, bias=False))
     >>> update = Update(net, 1, (1, 1, 2), gradient={"1.weight": torch.zeros(500, 2)})
     >>> noise = add_noise(update, 3.0, seed=0).gradient["1.weight"]
@@ -61,11 +93,28 @@ def add_noise(update: Update, std: float, *, seed: int) -> Update:
 
 
 def prune(update: Update, share: float) -> Update:
-    """Send zero in place of the `share` of values that are smallest in size, over all parameters.
+    """Send zero in place of the values that are smallest in size, over all parameters.
 
-    The same as top-k sparsification with k = (1 - share) of the values, rounded up (Aji and
-    Heafield 2017). Raises ValueError for a share that is not in [0, 1).
+    The same as top-k sparsification with k = (1 - share) of the values, rounded up.
 
+    Parameters
+    ----------
+    update
+        What the client would send.
+    share
+        How much of the values is left out, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        For a share that is not in [0, 1).
+
+    References
+    ----------
+    Aji and Heafield 2017.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
     >>> sent = {"1.weight": torch.tensor([[1.0, -3.0, 0.5, 2.0]])}
     >>> prune(Update(net, 1, (1, 2, 2), gradient=sent), 0.5).gradient["1.weight"]
@@ -90,8 +139,20 @@ def prune(update: Update, share: float) -> Update:
 def quantise(update: Update, bits: int = 8) -> Update:
     """Round each tensor to a grid of 2^bits - 1 values, even and symmetric, up to its largest.
 
-    Raises ValueError for bits outside 2..16.
+    Parameters
+    ----------
+    update
+        What the client would send.
+    bits
+        A whole number from 2 to 16.
 
+    Raises
+    ------
+    ValueError
+        For other bits.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
     >>> sent = {"1.weight": torch.tensor([[3.0, -1.2, 0.9, 0.1]])}
     >>> quantise(Update(net, 1, (1, 2, 2), gradient=sent), bits=3).gradient["1.weight"]
@@ -107,8 +168,14 @@ def quantise(update: Update, bits: int = 8) -> Update:
 
 
 def sign(update: Update) -> Update:
-    """Send signs alone, times the mean size of each tensor (Karimireddy et al. 2019).
+    """Send signs alone, times the mean size of each tensor.
 
+    References
+    ----------
+    Karimireddy et al. 2019.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
     >>> sent = {"1.weight": torch.tensor([[3.0, -1.0, 0.0, 4.0]])}
     >>> sign(Update(net, 1, (1, 2, 2), gradient=sent)).gradient["1.weight"]
@@ -119,13 +186,25 @@ def sign(update: Update) -> Update:
 
 
 def cast(update: Update, dtype: torch.dtype) -> Update:
-    """Round to a shorter floating point format, such as torch.bfloat16, and back.
+    """Round to a shorter floating point format and back.
 
     The digits of a gradient then show it (`Update.precision`); of a FedAvg client the change is
     rounded, which its weights do not show.
 
-    Raises ValueError for a dtype that is no floating point format.
+    Parameters
+    ----------
+    update
+        What the client would send.
+    dtype
+        The format, such as torch.bfloat16.
 
+    Raises
+    ------
+    ValueError
+        For a dtype that is no floating point format.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False))
     >>> sent = {"1.weight": torch.tensor([[1.001, 1.003, 2.0, 3.1415]])}
     >>> cast(Update(net, 1, (1, 2, 2), gradient=sent), torch.bfloat16).gradient["1.weight"]
@@ -137,15 +216,29 @@ def cast(update: Update, dtype: torch.dtype) -> Update:
 
 
 def aggregate(updates: Sequence[Update]) -> Update:
-    """What a server sees through secure aggregation (Bonawitz et al. 2017): the clients' mean.
+    """What a server sees through secure aggregation: the clients' mean.
 
     It reads as the update of one client with all samples. For FedSGD without batch norm in train
     mode it is exactly that; for FedAvg with more than one local step it is so nearly, with the
     batch sizes added up.
 
-    Raises ValueError unless all clients sent the same kind of update for the same model, with equal
-    numbers of samples and equal facts.
+    Parameters
+    ----------
+    updates
+        One of each client.
 
+    Raises
+    ------
+    ValueError
+        Unless all clients sent the same kind of update for the same model, with equal numbers of
+        samples and equal facts.
+
+    References
+    ----------
+    Bonawitz et al. 2017.
+
+    Examples
+    --------
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1, bias=False))
     >>> sent = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -2.0]])]
     >>> total = aggregate([Update(net, 4, (1, 1, 2), gradient={"1.weight": g}) for g in sent])
@@ -179,17 +272,31 @@ def aggregate(updates: Sequence[Update]) -> Update:
 def epsilon(
     noise_multiplier: float, *, steps: int, delta: float, sample_rate: float = 1.0
 ) -> float:
-    """The (epsilon, delta) privacy that `steps` noisy updates spend, by Renyi accounting (opacus).
+    """The (epsilon, delta) privacy that noisy updates spend, by Renyi accounting (opacus).
 
-    noise_multiplier: standard deviation of the noise over how far one protected unit can move the
-    sum that it is added to. The unit is a record for `private_fedsgd`, which can be in the batch or
-    not: z itself. It is a client for `clip` and `add_noise`: z if the client can be there or send
-    zero, z / 2 if all its data can be replaced, because two clipped updates lie up to 2 C apart.
-    sample_rate: the chance of the unit to be in a step, drawn anew each time (Poisson sampling) and
-    hidden from the server. A server that picks the clients itself knows who took part: 1.
+    Parameters
+    ----------
+    noise_multiplier
+        Standard deviation of the noise over how far one protected unit can move the sum that it is
+        added to. The unit is a record for `private_fedsgd`, which can be in the batch or not: z
+        itself. It is a client for `clip` and `add_noise`: z if the client can be there or send
+        zero, z / 2 if all its data can be replaced, because two clipped updates lie up to 2 C
+        apart.
+    steps
+        How many updates, at least 1.
+    delta
+        In (0, 1).
+    sample_rate
+        The chance of the unit to be in a step, drawn anew each time (Poisson sampling) and hidden
+        from the server, in (0, 1]. A server that picks the clients itself knows who took part: 1.
 
-    Raises ValueError for numbers out of range.
+    Raises
+    ------
+    ValueError
+        For numbers out of range.
 
+    Examples
+    --------
     >>> round(epsilon(1.0, steps=1, delta=1e-5), 2)
     4.73
     """

@@ -30,12 +30,24 @@ def score(
 ) -> pd.DataFrame:
     """One row for each original, with its restoration found by Hungarian matching on PSNR.
 
-    restored, originals: (K, C, H, W) in [0, 1]. Columns: `match`, the index of the restoration;
-    `psnr` (dB, at most 100) and `ssim`; and the PSNR of pictures that leak nothing of the detail:
-    `mean_colour`, one flat colour, and the thumbnails `thumb4` and `thumb8` of 4x4 and 8x8 pixels.
-    perceptual: a column `lpips` as well (see `lpips`).
+    Parameters
+    ----------
+    restored, originals : (K, C, H, W)
+        Images in [0, 1].
+    perceptual
+        Whether to add a column `lpips` (see `gleak.metrics.lpips`).
 
-    Raises ValueError when shapes differ or values are not in [0, 1].
+    Returns
+    -------
+    DataFrame
+        Columns: `match`, the index of the restoration; `psnr` (dB, at most 100) and `ssim`; and the
+        PSNR of pictures that leak nothing of the detail: `mean_colour`, one flat colour, and the
+        thumbnails `thumb4` and `thumb8` of 4x4 and 8x8 pixels.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ or values are not in [0, 1].
     """
     if restored.shape != originals.shape or originals.ndim != 4:
         raise ValueError(
@@ -64,16 +76,27 @@ def score(
 
 
 def score_labels(counts: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-    """How near restored label counts (N,) are to the true ones (N,); both sum to K.
+    """How near restored label counts are to the true ones.
 
-    instance: sum_n min(counts, truth) / K, the share of labels that are right;
-    chance: what K labels drawn uniformly at random score of that on average;
-    corrected: (instance - chance) / (1 - chance), 0 at guessing and 1 when exact;
-    even: what K / N labels for each class score, a rest dealt out at random, on average;
-    exact: 1 if all counts are right; LeAcc: the share of classes whose presence is right;
-    LnAcc: the share of classes whose count is right.
+    Parameters
+    ----------
+    counts, truth : (N,)
+        Both sum to K.
 
-    Raises ValueError when shapes or sums differ.
+    Returns
+    -------
+    dict
+        `instance`: sum_n min(counts, truth) / K, the share of labels that are right; `chance`: what
+        K labels drawn uniformly at random score of that on average; `corrected`: (instance -
+        chance) / (1 - chance), 0 at guessing and 1 when exact; `even`: what K / N labels for each
+        class score, a rest dealt out at random, on average; `exact`: 1 if all counts are right;
+        `LeAcc`: the share of classes whose presence is right; `LnAcc`: the share of classes whose
+        count is right.
+
+    Raises
+    ------
+    ValueError
+        When shapes or sums differ.
     """
     counts, truth = torch.as_tensor(counts), torch.as_tensor(truth)
     if counts.shape != truth.shape or counts.sum() != truth.sum():
@@ -102,9 +125,22 @@ def score_labels(counts: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
 def score_drift(update: Update, batch: Batch) -> dict[str, float]:
     """How far a FedAvg client went, as its own images tell.
 
-    moved: |WT - W0| / |W0|; cosine: of the gradients of the whole batch at W0 and at WT.
+    Parameters
+    ----------
+    update
+        Weights after local training.
+    batch
+        The images that the client trained on.
 
-    Raises MissingKnowledge for an update that holds a gradient.
+    Returns
+    -------
+    dict
+        `moved`: `|WT - W0| / |W0|`; `cosine`: of the gradients of the whole batch at W0 and at WT.
+
+    Raises
+    ------
+    MissingKnowledge
+        For an update that holds a gradient.
     """
     if not isinstance(update, WeightsUpdate):
         raise MissingKnowledge("drift needs the weights after local training, not a gradient")

@@ -134,18 +134,35 @@ def build_model(
 ) -> nn.Module:
     """A network that fits the batch's images and classes, with weights drawn by `seed`.
 
-    name: one of `list_models()`; "torchvision:NAME" for a classifier of torchvision; or
-    "module:package.module:function" for one's own, made by calling the function with those of
-    channels, num_classes and size that it takes. One's own network takes images in [0, 1] as they
-    are; all others begin with the normalisation of the data set.
-    weights: a file of named tensors (.safetensors, .npz, .pt, .pth); for torchvision's networks
-    also the name of trained weights, such as "DEFAULT", which torchvision may have to fetch. Where
-    those have other classes than the batch, the last layer is a new one. Only efficientnet-lite0
-    comes trained without asking.
-    options: `activation="relu"` for lenet, `width=64` for convnet, or what the function takes.
+    Parameters
+    ----------
+    name
+        One of `list_models()`; "torchvision:NAME" for a classifier of torchvision; or
+        "module:package.module:function" for one's own, made by calling the function with those of
+        channels, num_classes and size that it takes. One's own network takes images in [0, 1] as
+        they are; all others begin with the normalisation of the data set.
+    batch
+        Tells the shape of the images and the number of classes.
+    seed
+        Draws the weights.
+    weights
+        A file of named tensors (.safetensors, .npz, .pt, .pth); for torchvision's networks also the
+        name of trained weights, such as "DEFAULT", which torchvision may have to fetch. Where those
+        have other classes than the batch, the last layer is a new one. Only efficientnet-lite0
+        comes trained without asking.
+    options
+        `activation="relu"` for lenet, `width=64` for convnet, or what the function takes.
 
-    Raises ValueError for an unknown name, weights or images that do not fit, or images that are
-    not square where the network needs that.
+    Returns
+    -------
+    Module
+        Images (K, C, H, W) in [0, 1] to logits (K, N).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, weights or images that do not fit, or images that are not square where
+        the network needs that.
     """
     kind, colon, rest = name.partition(":")
     if name not in MODELS and not (colon and kind in ("torchvision", "module")):

@@ -26,16 +26,25 @@ def list_pools() -> list[str]:
 def load_pool(name: str, part: str = "client") -> Batch:
     """The images of a pool that belong to the server's training or to the clients.
 
-    mnist-5k: 5000 MNIST images, 28x28, gray. digits: scikit-learn's 1797 digits of 8x8 pixels,
-    enlarged to 32x32. imagenet-crops: random 32x32 colour crops of the 20 ImageNet samples at 128
-    pixels, flipped at random, labelled by their image (20 classes, 100 crops each; crops overlap).
-    Any data set is a pool too, by the name that `load_batch` takes, such as "cifar10" or
-    "folder:PATH@32": all its images, or 5000 drawn at random from a larger one.
-    part: "server" (the first half in a fixed random order) or "client". Halves of a small set may
-    lack some of its classes.
+    Parameters
+    ----------
+    name
+        "mnist-5k": 5000 MNIST images, 28x28, gray. "digits": scikit-learn's 1797 digits of 8x8
+        pixels, enlarged to 32x32. "imagenet-crops": random 32x32 colour crops of the 20 ImageNet
+        samples at 128 pixels, flipped at random, labelled by their image (20 classes, 100 crops
+        each; crops overlap). Any data set is a pool too, by the name that `load_batch` takes, such
+        as "cifar10" or "folder:PATH@32": all its images, or 5000 drawn at random from a larger one.
+    part
+        "server" (the first half in a fixed random order) or "client". Halves of a small set may
+        lack some of its classes.
 
-    Raises ValueError for an unknown pool or part, or a set of one image; ModuleNotFoundError for
-    one of gleak's own pools without the extra `samples`; what `load_batch` raises passes through.
+    Raises
+    ------
+    ValueError
+        For an unknown pool or part, or a set of one image.
+    ModuleNotFoundError
+        For one of gleak's own pools without the extra `samples`. What `load_batch` raises passes
+        through.
     """
     if part not in ("server", "client"):
         raise ValueError(f"unknown part {part!r}; known: server, client")

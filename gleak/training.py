@@ -32,12 +32,28 @@ def train(model: nn.Module, pool: Batch, *, steps: int, seed: int = 0, lr: float
 
 
 def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options: Any) -> nn.Module:
-    """The network `name` (see `build_model`) after `steps` steps on the server's half of a pool.
+    """A network after some steps of training on the server's half of a pool.
 
     Trained once and kept as a checkpoint in the cache folder (GLEAK_CACHE, else ~/.cache/gleak)
     under a digest of all that decides it, the images among it; one that is damaged is trained anew.
 
-    Raises ValueError for an unknown network or pool, or negative steps.
+    Parameters
+    ----------
+    name
+        Of the network, see `build_model`.
+    pool
+        Of the images, see `load_pool`.
+    steps
+        Of Adam on batches of 64; 0 leaves the network as drawn.
+    seed
+        Draws the weights and the batches.
+    options
+        As for `build_model`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown network or pool, or negative steps.
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0; got {steps}")

@@ -47,27 +47,10 @@ def test_edit_button_points_at_the_source():
     assert other["url"].endswith(".ipynb")
 
 
-def test_parameters_in_docstrings_become_a_list():
-    lines = [
-        "Do it.",
-        "",
-        "one, two: what",
-        "they are",
-        "three: |x| * 2, see `|y|`",
-        "",
-        "Raises E.",
-    ]
-    api.mark_up(None, "function", "f", None, None, lines)
-    assert lines == [
-        "Do it.",
-        "",
-        "",
-        "- **one, two**: what",
-        "  they are",
-        r"- **three**: \|x\| \* 2, see `|y|`",
-        "",
-        "**Raises** E.",
-    ]
+def test_stars_and_bars_in_docstrings_stand_for_themselves():
+    lines = ["Do it.", "", "|x| * 2, see `|y|`", "", ">>> 2 * 2", "... * 3"]
+    api.escape(None, "function", "f", None, None, lines)
+    assert lines == ["Do it.", "", r"\|x\| \* 2, see `|y|`", "", ">>> 2 * 2", "... * 3"]
 
 
 def test_signatures_are_no_lists_of_definitions():

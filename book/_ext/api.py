@@ -8,8 +8,6 @@ from sphinx.util.docutils import SphinxDirective
 
 import gleak
 
-PARAMETER = re.compile(r"^(\w+(?:, \w+)*): ")
-
 
 class Public(SphinxDirective):
     """What `gleak` shows of one module or package; used inside `{eval-rst}`."""
@@ -40,31 +38,13 @@ class Public(SphinxDirective):
         return node.children
 
 
-def escape(line: str) -> str:
-    """Stars and bars outside of code are meant as they stand."""
-    if line.lstrip().startswith(">>>"):
-        return line
-    parts = line.split("`")
-    parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts)
-
-
-def mark_up(app, what, name, thing, options, lines) -> None:
-    """Docstrings are plain text: make a list of the parameters, and `Raises` stand out."""
-    marked, inside, summed_up = [], False, False  # the first paragraph is the summary
-    for line in map(escape, lines):
-        summed_up = summed_up or not line.strip()
-        if summed_up and PARAMETER.match(line):
-            if not inside:
-                marked.append("")
-            inside = True
-            marked.append(PARAMETER.sub(r"- **\1**: ", line))
-        elif not line.strip():
-            inside = False
-            marked.append(line)
-        else:
-            marked.append(f"  {line}" if inside else re.sub(r"^Raises\b", "**Raises**", line))
-    lines[:] = marked
+def escape(app, what, name, thing, options, lines) -> None:
+    """Stars and bars outside of code and examples are meant as they stand."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+            lines[number] = "`".join(parts)
 
 
 def short_path(app, env, node, content):
@@ -81,6 +61,6 @@ def short_path(app, env, node, content):
 
 def setup(app):
     app.add_directive("public", Public)
-    app.connect("autodoc-process-docstring", mark_up)
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("missing-reference", short_path)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

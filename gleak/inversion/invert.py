@@ -19,6 +19,8 @@ ATTACKS: dict[str, Attack] = {**PAPERS, "gleak": Gleak(), "exact": ClosedForm()}
 def list_attacks() -> list[str]:
     """The names that `invert` takes.
 
+    Examples
+    --------
     >>> list_attacks()
     ['dlg', 'idlg', 'inverting-gradients', 'gradinversion', 'general', 'gleak', 'exact']
     """
@@ -41,27 +43,57 @@ def invert(
 ) -> Inversion:
     """Images that, with labels as counted, make the client's update.
 
-    counts: (N,) how often each class occurs, summing to K (see `restore_labels`).
-    attack: a name (see `list_attacks`) or an `Attack`, also of one's own: anything with a `run`.
-    "gleak" chooses the strongest way that the update offers, "exact" is closed form alone.
-    iterations: evaluations of the loss and its gradient; the attack's own number by default.
-    start: images (K, C, H, W) to start from, in ascending order of their labels, or the name of a
-    kind of start.
-    compile: run the step through torch.compile; without a compiler a note says so.
-    update_model: how a candidate batch is turned into what a FedAvg client sends (see
-    `list_update_models`): a name, or one of the functions of `gleak.inversion.update_models` with
-    settings of its own, such as `partial(path, points=5)`. By default the attack chooses: "gleak"
-    as it says, all others take "equivalent", which is all that FedSGD knows.
-    snapshots: iterations whose images are kept beside the result, 0 for the start.
-    overrides: single settings of the attack, such as `tv=1e-3`, `optimizer="lbfgs"`, or
-    `priors=[function of images]`.
+    Parameters
+    ----------
+    update
+        What the client sent.
+    counts : (N,), whole numbers
+        How often each class occurs, summing to K (see `restore_labels`).
+    attack
+        A name (see `list_attacks`) or an `Attack`, also of one's own: anything with a `run`.
+        "gleak" chooses the strongest way that the update offers, "exact" is closed form alone.
+    iterations
+        Evaluations of the loss and its gradient; the attack's own number by default.
+    seed
+        Of all random draws.
+    progress
+        Whether to show a bar.
+    start : (K, C, H, W)
+        Images to start from, in ascending order of their labels, or the name of a kind of start.
+    compile
+        Run the step through torch.compile; without a compiler a note says so.
+    update_model
+        How a candidate batch is turned into what a FedAvg client sends (see `list_update_models`):
+        a name, or one of the functions of `gleak.inversion.update_models` with settings of its own,
+        such as `partial(path, points=5)`. By default the attack chooses: "gleak" as it says, all
+        others take "equivalent", which is all that FedSGD knows.
+    snapshots
+        Iterations whose images are kept beside the result, 0 for the start.
+    overrides
+        Single settings of the attack, such as `tv=1e-3`, `optimizer="lbfgs"`, or `priors=[function
+        of images]`.
 
-    The images with the smallest loss are returned, also when Ctrl-C ends the search early.
+    Returns
+    -------
+    Inversion
+        The images with the smallest loss, also when Ctrl-C ends the search early.
 
-    Raises ValueError for an unknown attack, update model or override, for counts that do not fit
-    the update and for an update of zero; MissingKnowledge where "exact" has no closed form or the
-    client told less than the update model needs; InversionFailed when the loss stops being finite.
+    Raises
+    ------
+    ValueError
+        For an unknown attack, update model or override, for counts that do not fit the update and
+        for an update of zero.
+    MissingKnowledge
+        Where "exact" has no closed form or the client told less than the update model needs.
+    InversionFailed
+        When the loss stops being finite.
 
+    References
+    ----------
+    Each attack names its paper: see `gleak.inversion.presets`.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.Batch(torch.rand(2, 1, 4, 4), torch.tensor([2, 0]), ["a", "b", "c"])
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

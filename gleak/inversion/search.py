@@ -24,14 +24,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """Restored images (K, C, H, W) in [0, 1], their labels (K,), and how the search went.
+    """Restored images, and how the search went.
 
-    history: a frame with a row for each iteration: loss, distance, and the terms of the loss.
-    attack: the settings that were used, None where nothing was searched.
-    learnt: what the update model learnt of its own, such as the point of `sme`.
-    snapshots: iteration -> images as they were when it began, where `invert` was asked for them.
-    finished: False where Ctrl-C ended the search.
-    way: in words, which way the attack went; fell_back: what it could not do, and why.
+    Parameters
+    ----------
+    images : (K, C, H, W)
+        In [0, 1].
+    labels : (K,)
+        Of the images, in ascending order.
+    history
+        A frame with a row for each iteration: loss, distance, and the terms of the loss.
+    attack
+        The settings that were used, None where nothing was searched.
+    learnt
+        What the update model learnt of its own, such as the point of `sme`.
+    snapshots
+        Iteration to images as they were when it began, where `invert` was asked for them.
+    finished
+        False where Ctrl-C ended the search.
+    way
+        In words, which way the attack went.
+    fell_back
+        What it could not do, and why.
     """
 
     images: torch.Tensor

@@ -29,12 +29,23 @@ from gleak.update import MissingKnowledge, Update, WeightsUpdate, weight_of_step
 class Simulation:
     """A client as the attacker pictures it.
 
-    run(gradient, images, labels, *learnt): what this client would send, a tensor for each of the
-    names asked for, in the scale of one gradient. images: (copies x K, C, H, W). gradient: as
-    `local_gradient`, in the form that the search can differentiate.
-    learnt: the model's own unknowns at the start; the search optimises them along with the images,
-    by Adam with the step sizes `rates`.
-    penalty(images, *learnt): is added to the loss.
+    Parameters
+    ----------
+    run
+        `run(gradient, images, labels, *learnt)`: what this client would send, a tensor for each of
+        the names asked for, in the scale of one gradient. images: (copies x K, C, H, W). gradient:
+        as `local_gradient`, in the form that the search can differentiate.
+    learnt
+        The model's own unknowns at the start; the search optimises them along with the images, by
+        Adam.
+    rates
+        Adam's step sizes for them.
+    penalty
+        `penalty(images, *learnt)` is added to the loss.
+    copies
+        How many sets of images the client is pictured with.
+    compiles
+        Whether torch.compile may be tried on it.
     """
 
     run: Callable[..., Tensors]
@@ -190,6 +201,8 @@ OWN_DRAWS = 2**32  # the attacker's seeds lie apart from those a client might us
 def list_update_models() -> list[str]:
     """The names that `invert` takes as its update model.
 
+    Examples
+    --------
     >>> list_update_models()
     ['equivalent', 'path', 'sme', 'nl-sme', 'unrolled']
     """

@@ -65,18 +65,45 @@ def restore_labels(
     aux: Batch | None = None,
     along: str = "start",
 ) -> torch.Tensor:
-    """How often each class occurs in the client's batch: (N,) long, summing to K.
+    """How often each class occurs in the client's batch.
 
-    method: one of `list_label_methods()`, or a function from a `LastLayer` to real-valued counts
-    (N,), as those of `gleak.labels.rules` are. The zero-shot ones take their statistics from
-    `inputs` random images, fixed by `seed`, of a `distribution`: "gaussian" pixels or "natural"
-    smoothness; with `aux`, a Batch of the server's own, from that instead.
-    along: for FedAvg, the weights at which statistics are taken: start, end or average. gleak does
-    not ask: it has its own (see `gleak.labels.shares`).
+    Parameters
+    ----------
+    update
+        What the client sent.
+    method
+        One of `list_label_methods()`, or a function from a `LastLayer` to real-valued counts (N,),
+        as those of `gleak.labels.rules` are.
+    seed
+        Fixes the random images of the zero-shot methods.
+    inputs
+        How many random images these methods take their statistics from.
+    distribution
+        What these images are: "gaussian" pixels or "natural" smoothness.
+    aux
+        Data of the server's own, with labels, that statistics are taken from instead.
+    along
+        For FedAvg, the weights at which statistics are taken: start, end or average. gleak does not
+        ask: it has its own (see `gleak.labels.shares`).
 
-    Raises ValueError for an unknown method, MissingKnowledge for one that needs more than the
-    update offers.
+    Returns
+    -------
+    Tensor (N,), long
+        The counts, which sum to K.
 
+    Raises
+    ------
+    ValueError
+        For an unknown method or setting, or data that do not fit.
+    MissingKnowledge
+        For a method that needs more than the update offers.
+
+    References
+    ----------
+    Each rule in `gleak.labels.rules` names its paper.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
     >>> update = gleak.fedsgd(gleak.build_model("convnet", batch), batch)
@@ -114,9 +141,30 @@ def compare_labels(
 ) -> dict[Any, torch.Tensor]:  # by the methods as given: names, or rules
     """The counts of several methods, which share their statistics; see `restore_labels`.
 
-    methods: by default all that need no auxiliary data. With `aux`, every method that takes it
-    gets it; ask for the zero-shot ones in a call without.
+    Parameters
+    ----------
+    update
+        What the client sent.
+    methods
+        By default all that need no auxiliary data. With `aux`, every method that takes it gets it;
+        ask for the zero-shot ones in a call without.
+    seed, inputs, distribution, aux, along
+        As for `restore_labels`.
 
+    Returns
+    -------
+    dict
+        Method, as it was given, to its counts (N,).
+
+    Raises
+    ------
+    ValueError
+        As `restore_labels`.
+    MissingKnowledge
+        As `restore_labels`.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
     >>> update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
@@ -168,8 +216,15 @@ def real_counts(rule: Rule, layer: LastLayer) -> torch.Tensor:
 
 
 def list_label_methods(aux: bool = False) -> list[str]:
-    """The names that `restore_labels` takes: the zero-shot ones; with `aux`, all of them.
+    """The names that `restore_labels` takes.
 
+    Parameters
+    ----------
+    aux
+        Whether those that need auxiliary data are listed besides the zero-shot ones.
+
+    Examples
+    --------
     >>> set(list_label_methods(aux=True)) - set(list_label_methods()) == {
     ...     "llg-plus", "posterior", "rlu", "confusion"
     ... }

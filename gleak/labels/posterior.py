@@ -72,14 +72,19 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class LabelPosterior:
-    """Counts with their uncertainty, each (N,).
+    """Counts with their uncertainty.
 
-    counts: whole numbers that sum to K, the best in expected instance accuracy.
-    mean, low, high: posterior mean and the interval that holds the count with 90 % probability.
-    at_least: what the signs of the gradient prove to be there, and the images found one by one;
-    the latter are next to certain for one local step, and likely for several.
-    certain: whether the interval is a single number.
-    trust: 1 where the gradient gives the counts directly, 0 where it gives only shares of a flow.
+    Parameters
+    ----------
+    counts : (N,)
+        Whole numbers that sum to K, the best in expected instance accuracy.
+    mean, low, high : (N,)
+        Posterior mean and the interval that holds the count with 90 % probability.
+    at_least : (N,)
+        What the signs of the gradient prove to be there, and the images found one by one; the
+        latter are next to certain for one local step, and likely for several.
+    trust
+        1 where the gradient gives the counts directly, 0 where it gives only shares of a flow.
     """
 
     counts: torch.Tensor
@@ -91,6 +96,7 @@ class LabelPosterior:
 
     @property
     def certain(self) -> torch.Tensor:
+        """Whether the interval of each class is a single number (N,)."""
         return self.low == self.high
 
     def frame(self) -> pd.DataFrame:
@@ -102,8 +108,20 @@ class LabelPosterior:
 def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     """Label counts with 90 % intervals, from the update alone.
 
-    Raises MissingKnowledge when the classifier has no bias.
+    Parameters
+    ----------
+    update
+        What the client sent.
+    seed
+        Of the random images that tell how the network answers.
 
+    Raises
+    ------
+    MissingKnowledge
+        When the classifier has no bias.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
     >>> found = label_posterior(gleak.fedsgd(gleak.build_model("lenet", batch), batch))

@@ -53,8 +53,16 @@ SAME = 0.02  # relative distance of features below which two solutions are one
 class Singles:
     """Images found in the gradient of a batch, m of them, in ascending order of their labels.
 
-    labels (m,); features (m, M); softmax (m, N), in float64. complete: whether they make up the
-    whole gradient, so that m = K and nothing is left to find.
+    Parameters
+    ----------
+    labels : (m,)
+        Their classes.
+    features : (m, M) float64
+        What entered the classifier.
+    softmax : (m, N) float64
+        What the network makes of them.
+    complete
+        Whether they make up the whole gradient, so that m = K and nothing is left to find.
     """
 
     labels: torch.Tensor
@@ -80,10 +88,21 @@ class Single:
 def single_images(update: Update, *, seed: int = 0) -> Singles:
     """The images of a batch that its gradient gives away one by one.
 
-    Raises MissingKnowledge without the gradients of the classifier's weight and bias, for weights
-    whose client did not tell lr, epochs and batch size, for as many images as classes or more, and
-    for more than 32.
+    Parameters
+    ----------
+    update
+        What the client sent.
+    seed
+        Of all random draws.
 
+    Raises
+    ------
+    MissingKnowledge
+        Without the gradients of the classifier's weight and bias, for weights whose client did not
+        tell lr, epochs and batch size, for as many images as classes or more, and for more than 32.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
     >>> found = single_images(gleak.fedsgd(gleak.build_model("lenet", batch), batch))

@@ -11,7 +11,15 @@ from gleak.study.verdicts import MIME, VERDICTS, notebook_folder, stored_verdict
 
 
 def glue(name: str, value) -> None:
-    """Keep a value of this cell for the prose, which names it; also one of torch or numpy."""
+    """Keep a value of this cell for the prose, which names it.
+
+    Parameters
+    ----------
+    name
+        What the prose calls it.
+    value
+        Also one of torch or numpy.
+    """
     value = value.item() if hasattr(value, "item") else value  # their repr cannot be formatted
     myst_nb.glue(name, value, display=False)
 
@@ -31,10 +39,23 @@ def claims(found: Mapping[str, object]) -> None:
 def verdict(*, claim: int, setting: str, measured: str, verdict: str, why: str) -> None:
     """Show a verdict on one of the paper's claims as a box, and record it in the notebook.
 
-    claim: 1 to 7; setting: on what it was measured; measured: the numbers, formatted from values of
-    this run; verdict: holds, holds partly, or does not hold; why: one sentence.
+    Parameters
+    ----------
+    claim
+        1 to 7.
+    setting
+        On what it was measured.
+    measured
+        The numbers, formatted from values of this run.
+    verdict
+        holds, holds partly, or does not hold.
+    why
+        One sentence.
 
-    Raises ValueError for another claim or verdict, or an empty text.
+    Raises
+    ------
+    ValueError
+        For another claim or verdict, or an empty text.
     """
     if claim not in range(1, 8) or verdict not in VERDICTS:
         raise ValueError(
@@ -60,9 +81,12 @@ def verdict(*, claim: int, setting: str, measured: str, verdict: str, why: str) 
 
 
 def verdicts() -> pd.DataFrame:
-    """All verdicts that the chapters of this profile recorded: one row each, ordered by claim.
+    """All verdicts that the chapters of this profile recorded.
 
-    Columns: claim, verdict, setting, measured, why, chapter.
+    Returns
+    -------
+    DataFrame
+        One row each, ordered by claim. Columns: claim, verdict, setting, measured, why, chapter.
     """
     files = sorted(notebook_folder().glob("[0-9]*.ipynb"))
     columns = ["claim", "verdict", "setting", "measured", "why", "chapter"]

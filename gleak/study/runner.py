@@ -23,6 +23,13 @@ PLAIN = (bool, int, float, str, type(None))
 def product(**choices: Iterable) -> list[dict]:
     """All combinations of the choices, the last one running fastest.
 
+    Parameters
+    ----------
+    choices
+        Name to the values that it takes.
+
+    Examples
+    --------
     >>> product(lr=[0.1, 0.01], seed=range(2))[1]
     {'lr': 0.1, 'seed': 1}
     """
@@ -39,15 +46,27 @@ def run_grid(
 ) -> pd.DataFrame:
     """`function(**common, **setting)` for each setting: a frame with the settings and their rows.
 
-    function returns a dict of plain values (numbers, strings), or a list of them for several rows.
-    common: arguments that all settings share; they are no columns of the frame.
     Each finished setting is stored under a digest of what decides it: the module of the function,
     the package's science, the arguments (of a folder of images: its files, too), the version of
     torch. An interrupted run stores nothing of the setting it was at, and goes on there. What a
-    function of a notebook reads is not known, so its rows are not stored.
-    With GLEAK_GRID=fresh in the environment everything is computed anew.
+    function of a notebook reads is not known, so its rows are not stored. With GLEAK_GRID=fresh in
+    the environment everything is computed anew.
 
-    Raises TypeError for values that are not plain; what the function raises passes through.
+    Parameters
+    ----------
+    function
+        Returns a dict of plain values (numbers, strings), or a list of them for several rows.
+    settings
+        The arguments of each run.
+    common
+        Arguments that all settings share; they are no columns of the frame.
+    label
+        Of the progress bar.
+
+    Raises
+    ------
+    TypeError
+        For values that are not plain. What the function raises passes through.
     """
     common = dict(common or {})
     folder, code = cache_folder() / "grid", code_of(function)
