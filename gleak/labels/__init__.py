@@ -75,7 +75,7 @@ def restore_labels(
     not ask: it has its own (see `gleak.labels.shares`).
 
     Raises ValueError for an unknown method, MissingKnowledge for one that needs more than the
-    update offers.
+    update offers, Contradiction where the update cannot be what the client is said to have sent.
 
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2, 3])
@@ -141,6 +141,7 @@ def compare_labels(
         raise ValueError(
             f"aux has {aux.num_classes} classes, the update's classifier {update.num_classes}"
         )
+    update.refuse_contradictions()
     layer = LastLayer.of(
         update, seed=seed, inputs=inputs, distribution=distribution, aux=aux, along=along
     )
