@@ -39,6 +39,7 @@ from .pools import list_pools as list_pools
 from .pools import load_pool as load_pool
 from .provenance import provenance as provenance
 from .training import trained_model as trained_model
+from .update import Contradiction as Contradiction
 from .update import GradientUpdate as GradientUpdate
 from .update import MissingKnowledge as MissingKnowledge
 from .update import Update as Update

@@ -13,6 +13,12 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import nn
 
+from gleak.contradictions import (
+    is_a_difference,
+    sizes_alike,
+    sums_to_zero,
+    times_too_large,
+)
 from gleak.network import (
     Classifier,
     as_sent,
@@ -25,9 +31,11 @@ from gleak.wire import (
     ROUNDING,
     Weights,
     check_fits,
+    dense,
     precision_of,
     read_parts,
     trained_weights,
+    without_prefix,
     write_parts,
 )
 
@@ -45,6 +53,10 @@ FACTS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 class MissingKnowledge(ValueError):
     """A method needs something that the update does not offer; the message names it."""
+
+
+class Contradiction(ValueError):
+    """What was sent cannot be what the client is said to have sent; the message says why."""
 
 
 class Derived(float):
@@ -75,7 +87,7 @@ class Update(ABC):
     pass. Raises ValueError where something does not fit the model, is not finite or out of range.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.tensor([1.0, -2.0, 1.0])}
+    >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.tensor([0.5, -1.0, 0.5])}
     >>> update = Update(net, 2, (1, 2, 2), gradient=sent)
     >>> update
     GradientUpdate(2 samples of 1x2x2, 3 classes, 15 values sent)
@@ -84,7 +96,7 @@ class Update(ABC):
       model       15 parameters
       classifier  '1': 4 features, 3 classes, bias
       batch norm  none in this model
-      gradient    2 tensors, norm 4.243
+      gradient    2 tensors, norm 3.674
       samples     2 of shape 1x2x2
       told        nothing else
       hidden      images, labels, their order
@@ -100,6 +112,7 @@ class Update(ABC):
     classifier_name: str = ""
 
     holds: ClassVar[str]  # the field with what was sent
+    other_scales: ClassVar[str] = ""  # what else may make a gradient too large
 
     def __new__(cls, *_: Any, **settings: Any) -> "Update":
         """Of the abstract class: the kind that the settings name, as pathlib.Path does."""
@@ -136,6 +149,7 @@ class Update(ABC):
             if not isinstance(tensor, torch.Tensor) or tensor.dtype not in ROUNDING:
                 known = ", ".join(str(dtype).removeprefix("torch.") for dtype in ROUNDING)
                 raise ValueError(f"the update's {self.holds} takes tensors of {known}: see {name}")
+        sent = without_prefix({name: dense(value) for name, value in sent.items()}, parameters)
         check_fits(sent, parameters, what=f"the update's {self.holds}")
         return {name: sent[name] for name in parameters if name in sent}
 
@@ -234,6 +248,74 @@ class Update(ABC):
             raise MissingKnowledge(f"the update has no gradient of the classifier's {name}.weight")
         return gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
 
+    @property
+    def rounding(self) -> float:
+        """How far rounding may have moved an entry of the classifier's bias gradient."""
+        return 0.0
+
+    @abstractmethod
+    def of_summed_loss(self) -> Self:
+        """The update of a client that sums its loss over the batch, in the scale of a mean.
+
+        Steps of such a client are as long as those of a mean with lr times the samples of a step:
+        a gradient is divided by K, of weights the lr is told as that. Exact where all steps have
+        the same number of samples.
+        """
+
+    def contradictions(self) -> list[str]:
+        """What does not fit what is known of the client, in sentences; empty where all does.
+
+        Where the client told too little for the scale of a gradient, only what needs none is seen.
+        The bias gradient of a classifier that does not sum to zero may come from a defence, and is
+        attacked all the same; the others are refused, see `refuse_contradictions`.
+
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> update = Update(net, 2, (1, 2, 2), gradient={"1.bias": torch.tensor([-3.0, 2.0, 1.0])})
+        >>> [sentence.partition(":")[0] for sentence in update.contradictions()]
+        ['the bias gradient is at least 3 times as large as that of any mean cross-entropy']
+        >>> update = Update(net, 4, (1, 2, 2), gradient=update.gradient).of_summed_loss()
+        >>> update.contradictions(), update.gradient["1.bias"].tolist()
+        ([], [-0.75, 0.5, 0.25])
+        """
+        return [*self.proven_contradictions(), *self.signs_of_change()]
+
+    def refuse_contradictions(self) -> None:
+        """Raise Contradiction where the update proves that what is known of the client is wrong."""
+        proven = self.proven_contradictions()
+        if proven:
+            raise Contradiction("; ".join(proven))
+
+    def bias_gradient(self) -> torch.Tensor | None:
+        """Of the classifier, in the scale of one gradient; None where that is not known."""
+        try:
+            return self.equivalent_gradient().get(f"{self.classifier_name}.bias")
+        except MissingKnowledge:
+            return None
+
+    def signs_of_change(self) -> list[str]:
+        """What is unlike the gradient of a mean cross-entropy, and may be so for good reasons."""
+        bias = self.bias_gradient()
+        if bias is None or sums_to_zero(bias, self.rounding):
+            return []
+        return [
+            f"the bias gradient sums to {bias.sum():.2g}, not to zero: noise, a defence, weight "
+            "decay, another loss than cross-entropy or another optimiser than SGD"
+        ]
+
+    def proven_contradictions(self) -> list[str]:
+        """Those that no noise and no defence explains."""
+        bias = self.bias_gradient()
+        if bias is None or not sums_to_zero(bias, self.rounding):  # noise can do anything
+            return []
+        times = times_too_large(bias)
+        if times == 1:
+            return []
+        return [
+            f"the bias gradient is at least {times:.2g} times as large as that of any mean "
+            "cross-entropy: if the client sums the loss over its batch, attack "
+            f"update.of_summed_loss(){self.other_scales}"
+        ]
+
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (K, M) in front of the classifier and logits (K, N) for images (K, C, H, W)."""
@@ -284,6 +366,7 @@ class Update(ABC):
                 f"  samples     {self.num_samples} of shape {shape}",
                 f"  told        {facts or 'nothing else'}",
                 "  hidden      images, labels, their order",
+                *(f"  but         {sentence}" for sentence in self.contradictions()),
             ]
         )
 
@@ -354,6 +437,7 @@ class Update(ABC):
         num_samples: int,
         input_shape: tuple[int, int, int],
         training: bool = True,
+        delta: bool = False,
         statistics: Statistics | None = None,
         **facts: float | None,
     ) -> "WeightsUpdate":
@@ -364,13 +448,17 @@ class Update(ABC):
         as Flower sends them. `before` has all parameters, or is None for the model as it stands;
         `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are taken
         from `before`, else from the model.
+        Names that all begin with "module.", "_orig_mod." or "_module.", as DataParallel, compile
+        and Opacus have them, are taken without it; sparse tensors as what they stand for.
         model: gives the architecture. training: the mode in which the client ran it.
+        delta: whether `after` holds the difference WT - W0 in place of WT.
         statistics: of what entered batch norm layers at the client, where they are known.
         facts: what is known besides, such as lr, epochs, batch_size, momentum and drop_last; None
         is not told.
 
         Raises ValueError where names, shapes or values do not fit, or for a file that cannot be
-        trusted; FileNotFoundError.
+        trusted; Contradiction where `after` is plainly a difference and delta is not set;
+        FileNotFoundError.
 
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> after = [weights.detach() - 0.1 for weights in net.parameters()]
@@ -382,11 +470,17 @@ class Update(ABC):
         [0.1]
         """
         model = as_sent(model, training)
+        trained = trained_weights(before, after, model, delta)
+        if not delta and is_a_difference(dict(model.named_parameters()), trained):
+            raise Contradiction(
+                "`after` is near zero and far from the weights before, as a difference WT - W0 is: "
+                "with delta=True it is taken as one"
+            )
         return WeightsUpdate(
             model,
             num_samples,
             input_shape,
-            weights_after=trained_weights(before, after, model),
+            weights_after=trained,
             facts={name: value for name, value in facts.items() if value is not None},
             statistics=statistics or {},
         )
@@ -423,6 +517,10 @@ class GradientUpdate(Update):
     def as_gradient(self, place: float | None = None) -> "GradientUpdate":
         return self
 
+    def of_summed_loss(self) -> Self:
+        mean = {name: value / self.num_samples for name, value in self.gradient.items()}
+        return replace(self, gradient=mean, precision=float(self.precision))
+
 
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -449,6 +547,10 @@ class WeightsUpdate(Update):
 
     weights_after: Mapping[str, torch.Tensor]
     holds: ClassVar[str] = "weights_after"
+    other_scales: ClassVar[str] = (
+        "; else its lr, epochs or batch_size are not as told, or it has a momentum that it did "
+        "not tell"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -495,6 +597,47 @@ class WeightsUpdate(Update):
             statistics=self.statistics,
             classifier_name=self.classifier_name,
         )
+
+    @property
+    def rounding(self) -> float:
+        name = f"{self.classifier_name}.bias"
+        if name not in self.weights_after or "lr" not in self.facts:
+            return 0.0
+        after = self.weights_after[name]
+        before = self.model.get_parameter(name)
+        exact = max(self.precision, torch.finfo(after.dtype).eps)
+        return exact * max(before.abs().max().item(), after.abs().max().item()) / self.facts["lr"]
+
+    def of_summed_loss(self) -> Self:
+        lr, epochs = self.told("lr", "epochs")
+        batch_size = min(self.told("batch_size")[0], self.num_samples)
+        dropped = bool(self.facts.get("drop_last", False))
+        samples = batch_size if dropped else epochs * self.num_samples / self.local_steps
+        return replace(self, facts={**self.facts, "lr": lr * samples})
+
+    def proven_contradictions(self) -> list[str]:
+        before = dict(self.model.named_parameters())
+        if is_a_difference(before, self.weights_after):
+            return [
+                "the weights after training are near zero and far from those before, as a "
+                "difference WT - W0 is: Update.from_weights takes it with delta=True"
+            ]
+        if self.moved_alike():
+            return [
+                "most weights changed by nearly the same size, as by the steps of Adam, RMSprop, "
+                "Adagrad or signs, which do not show the size of a gradient: what is done here "
+                "needs a client of SGD"
+            ]
+        return super().proven_contradictions()
+
+    def moved_alike(self) -> bool:
+        """Whether the weights changed as by Adam: alike, by lr a step, unlike any SGD."""
+        bias = self.bias_gradient()
+        if bias is None or sums_to_zero(bias, self.rounding):
+            return False
+        gradient = self.equivalent_gradient()
+        far = max(value.abs().max().item() for value in gradient.values()) > 0.5
+        return far and sizes_alike(gradient)
 
 
 def checked_facts(facts: Mapping[str, float]) -> dict[str, float]:

@@ -19,6 +19,10 @@ from gleak.storage import whole
 
 FORMATS = (".safetensors", ".npz", ".pt", ".pth")
 
+# What wrappers of a network put before the names of its parameters: nn.DataParallel and
+# DistributedDataParallel, torch.compile, and Opacus.
+WRAPPERS = ("module.", "_orig_mod.", "_module.")
+
 # Tensors as any client or server stored them: a file of one of FORMATS, a mapping of name to tensor
 # or array, or arrays in the order of `model.state_dict()`.
 Weights = str | Path | Mapping[str, Any] | Sequence[Any]
@@ -164,17 +168,47 @@ def named_tensors(
             )
         weights = dict(zip(names, weights, strict=True))
     try:
-        return {name: torch.as_tensor(value) for name, value in weights.items()}
+        tensors = {name: dense(torch.as_tensor(value)) for name, value in weights.items()}
+        return without_prefix(tensors, own)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{what}` is not made of numbers: {error}") from None
 
 
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A sparse tensor with its zeros; any other as it is."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def without_prefix(
+    tensors: Mapping[str, torch.Tensor], own: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The tensors by the names of one's own, where all that differs is the WRAPPERS before them.
+
+    Unless all names fit without these, the tensors keep theirs.
+
+    >>> list(without_prefix({"module.0.bias": torch.ones(1)}, {"0.bias": None, "0.weight": None}))
+    ['0.bias']
+    """
+    known = {bare(name): name for name in own}
+    if tensors.keys() <= own.keys() or not {bare(name) for name in tensors} <= known.keys():
+        return dict(tensors)
+    return {known[bare(name)]: value for name, value in tensors.items()}
+
+
+def bare(name: str) -> str:
+    """The name of a parameter without the WRAPPERS before it."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
 def trained_weights(
-    before: Weights | None, after: Weights, model: nn.Module
+    before: Weights | None, after: Weights, model: nn.Module, delta: bool = False
 ) -> dict[str, torch.Tensor]:
     """Put `before` into the model; the parameters in `after` that its client trains, name -> value.
 
     before: all parameters, with or without buffers; None leaves the model as it stands.
+    delta: whether `after` holds what is to be added to those before.
 
     Raises ValueError where names, shapes or values do not fit.
     """
@@ -191,6 +225,8 @@ def trained_weights(
     kept = {name: value.to(own[name]) for name, value in end.items() if name in trained}
     if not kept:
         raise ValueError("`after` holds no parameter of the model that is trained")
+    if delta:
+        return {name: parameters[name].detach() + change for name, change in kept.items()}
     return kept
 
 

@@ -83,6 +83,8 @@ def invert(
     ValueError
         For an unknown attack, update model or override, for counts that do not fit the update and
         for an update of zero.
+    Contradiction
+        Where the update cannot be what the client is said to have sent.
     MissingKnowledge
         Where "exact" has no closed form or the client told less than the update model needs.
     InversionFailed
@@ -101,6 +103,7 @@ def invert(
     >>> result.images.shape, result.labels.tolist(), result.finished
     (torch.Size([2, 1, 4, 4]), [0, 2], True)
     """
+    update.refuse_contradictions()
     labels = labels_of(counts, update).to(update.classifier.weight.device)
     model = None if update_model is None else known_model(update, update_model)
     if not any(tensor.any() for tensor in update.message().values()):

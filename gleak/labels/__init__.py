@@ -97,6 +97,8 @@ def restore_labels(
         For an unknown method or setting, or data that do not fit.
     MissingKnowledge
         For a method that needs more than the update offers.
+    Contradiction
+        Where the update cannot be what the client is said to have sent.
 
     References
     ----------
@@ -189,6 +191,7 @@ def compare_labels(
         raise ValueError(
             f"aux has {aux.num_classes} classes, the update's classifier {update.num_classes}"
         )
+    update.refuse_contradictions()
     layer = LastLayer.of(
         update, seed=seed, inputs=inputs, distribution=distribution, aux=aux, along=along
     )

@@ -130,6 +130,7 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     3       1    1     1
     8       2    2     2
     """
+    update.refuse_contradictions()
     return describe(LastLayer.of(update, seed=seed, inputs=FEW))
 
 

@@ -109,6 +109,7 @@ def single_images(update: Update, *, seed: int = 0) -> Singles:
     >>> found.labels.tolist(), found.complete, tuple(found.features.shape)
     ([3, 8], True, (2, 768))
     """
+    update.refuse_contradictions()
     return find_singles(LastLayer.of(update, seed=seed, inputs=FEW))
 
 

@@ -44,8 +44,8 @@ class Peeled:
     classifier, so that no layer was peeled but the last.
     parameters: the names of the model's parameters in front of the place.
     rough: whether there is a ReLU or a max-pooling in front of it, so that a search has many
-    minima. deep: whether there is a residual block. sharp: whether the error of every value was
-    told on the way, as for trained networks.
+    minima. deep: whether there is a residual block. sharp: whether the error of every value is
+    known, as for trained networks.
     place: where that is, for people. ended: why it goes no further, for people; empty for images.
     started: the layer that it started at, for people, if that is not the classifier.
     """
@@ -97,7 +97,7 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
     if depth < len(steps) - 1:
         started = f"{steps[depth - 1].kind} (layer {depth - 1} of {len(steps)})"
     assert place.values is not None
-    activations, ended = place.values, ""
+    activations, ended, sharp = place.values, "", False
     for index in range(depth - 1, -1, -1):
         step = steps[index]
         if isinstance(step.layer, nn.Identity):
@@ -115,10 +115,9 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
-        depth, activations = index, place.values
-    return peeled_at(
-        chain, depth, activations.to(update.classifier.weight.dtype), ended, started, careful
-    )
+        depth, activations, sharp = index, place.values, place.deviation is not None
+    activations = activations.to(update.classifier.weight.dtype)
+    return peeled_at(chain, depth, activations, ended, started, sharp)
 
 
 def start_of(

@@ -262,7 +262,10 @@ def recorded_attack(
         tried = []
         for factor in SCAN:
             guess = replace(update, facts={**update.facts, "lr": factor * update.facts["lr"]})
-            found = gleak.invert(guess, counts, **strongest, **common)
+            try:
+                found = gleak.invert(guess, counts, **strongest, **common)
+            except gleak.Contradiction:
+                continue  # no gradient is as large as this rate would have it
             distance = found.history.get("distance_of_weights", pd.Series([torch.inf])).min()
             tried.append((distance, found.images))
         return min(tried, key=lambda one: one[0])[1]
