@@ -17,18 +17,36 @@ PATH = {"start": (0.0,), "end": (1.0,), "average": (0.0, 1.0)}
 class LastLayer:
     """The last layer's weights, their gradient, and statistics that a method may lean on.
 
-    weight_gradient (N, M), bias_gradient (N,) or None: those of the mean cross-entropy over the
-    client's batch, 1/K sum_k (p_k - y_k) o_k and 1/K sum_k (p_k - y_k).
-    weight (N, M), bias (N,) or None: W and b.
-    num_samples: K.
-    precision: relative error of the gradients, from rounding or noise; what the coarser of their
-    formats leaves, unless it is told to be worse. See `gleak.labels.tolerance`.
-    statistics: softmax (S, N) and features (S, M) of any images as a tuple, or an object such as
-    `Drawn`; without them, methods that need some raise MissingKnowledge.
-    seed: of what methods draw besides.
+    All tensors are kept in float64.
 
-    All tensors are kept in float64. Raises ValueError where their shapes do not fit.
+    Parameters
+    ----------
+    weight_gradient : (N, M)
+        That of the mean cross-entropy over the client's batch, 1/K sum_k (p_k - y_k) o_k.
+    bias_gradient : (N,) or None
+        The same for the bias, 1/K sum_k (p_k - y_k).
+    weight : (N, M)
+        W.
+    bias : (N,) or None
+        b.
+    num_samples
+        K.
+    precision
+        Relative error of the gradients, from rounding or noise; what the coarser of their formats
+        leaves, unless it is told to be worse. See `gleak.labels.tolerance`.
+    statistics
+        Softmax (S, N) and features (S, M) of any images as a tuple, or an object such as `Drawn`;
+        without them, methods that need some raise MissingKnowledge.
+    seed
+        Of what methods draw besides.
 
+    Raises
+    ------
+    ValueError
+        Where shapes do not fit.
+
+    Examples
+    --------
     >>> from gleak.labels import rules
     >>> gradient, bias_gradient = torch.tensor([[-0.5] * 4, [0.5] * 4]), torch.tensor([-0.25, 0.25])
     >>> softmax, features = torch.tensor([[0.75, 0.25]]), torch.ones(1, 4)
