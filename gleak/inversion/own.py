@@ -44,6 +44,8 @@ ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
 STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
 FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
+STARTS = 3  # of a search that gets stuck, at most
+STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Update models, the strongest first; the facts that each needs decide.
 STRONGEST = ("unrolled", "path", "sme")
 
@@ -97,6 +99,8 @@ class Gleak(Attack):
         if peeled:
             fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
         found = matching.search(update, labels, options, peeled)
+        if peeled and peeled.sharp and not peeled.is_features:
+            found = with_more_starts(matching, update, labels, options, peeled, found)
         return replace(found, fell_back=fell_back)
 
     def of_weights(
@@ -186,6 +190,42 @@ class Gleak(Attack):
 
     def __str__(self) -> str:
         return "gleak: what there is a closed form for, then a search for what is left"
+
+
+def with_more_starts(
+    matching: GradientMatching,
+    update: Update,
+    labels: torch.Tensor,
+    options: Options,
+    peeled: Peeled,
+    found: Inversion,
+) -> Inversion:
+    """What was found, with images that got stuck replaced by those of other starts.
+
+    Activations known to many digits tell a right image from a stuck one, each for itself.
+    """
+    for more in range(1, STARTS):
+        left = misfits(found.images, peeled)
+        if not found.finished or options.start is not None or left.max() < STUCK:
+            break
+        other = replace(options, seed=options.seed + more, snapshots=())
+        again = matching.search(update, labels, other, peeled)
+        better = (misfits(again.images, peeled) < left).view(-1, 1, 1, 1)
+        found = replace(
+            found,
+            images=torch.where(better, again.images, found.images),
+            history=joined([found.history, again.history]),
+            finished=again.finished,
+        )
+    return found
+
+
+@torch.no_grad()
+def misfits(images: torch.Tensor, peeled: Peeled) -> torch.Tensor:
+    """Mean squared error of each image's activations over their variance, (K,)."""
+    known = peeled.activations.flatten(1)
+    made = peeled.trunk(images.to(peeled.activations)).flatten(1)
+    return ((made - known).square().mean(1) / known.var(1).clamp_min(1e-30)).cpu()
 
 
 def counts_of(update: Update, labels: torch.Tensor) -> torch.Tensor:
