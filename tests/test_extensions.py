@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from sphinx.ext.napoleon import NumpyDocstring
 
 from gleak.study import chapters
 
@@ -51,6 +52,12 @@ def test_stars_and_bars_in_docstrings_stand_for_themselves():
     lines = ["Do it.", "", "|x| * 2, see `|y|`", "", ">>> 2 * 2", "... * 3"]
     api.escape(None, "function", "f", None, None, lines)
     assert lines == ["Do it.", "", r"\|x\| \* 2, see `|y|`", "", ">>> 2 * 2", "... * 3"]
+
+
+def test_a_colon_in_a_property_makes_no_type():
+    lines = ["Steps: one."]
+    api.escape(None, "property", "p", None, None, lines)
+    assert str(NumpyDocstring(lines, what="property")).split("\n")[2] == "Steps: one."
 
 
 def test_signatures_are_no_lists_of_definitions():

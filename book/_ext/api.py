@@ -46,9 +46,8 @@ def escape(app, what, name, thing, options, lines) -> None:
             parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
             lines[number] = "`".join(parts)
     if what == "property":
-        lines.insert(
-            0, ""
-        )  # napoleon takes what stands before a colon in the first line for a type
+        # a comment: napoleon takes what stands before a colon in the first line for a type
+        lines[:0] = ["..", ""]
 
 
 def short_path(app, env, node, content):
