@@ -278,6 +278,21 @@ def test_a_network_whose_outputs_are_no_logits(batch):
         gleak.fedsgd(zeros, batch)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_classifier_without_bias_or_one_that_is_not_trained(batch, frozen):
+    model = Body(bias=frozen)
+    if frozen:
+        model.head.bias.requires_grad_(False)
+    update = gleak.fedsgd(model, batch)
+    counts = gleak.restore_labels(update, "gleak")
+    assert torch.equal(counts, batch.label_counts)
+    assert torch.equal(counts, gleak.restore_labels(update, "zlg"))
+    with pytest.raises(gleak.MissingKnowledge, match="zlg works from the weight gradient"):
+        gleak.label_posterior(update)
+    found = gleak.invert(update, counts, "gleak", iterations=2, progress=False)
+    assert found.images.isfinite().all()
+
+
 class Pooled(nn.Module):
     """A 1x1 convolution and a mean, or the mean first and a linear layer: the same function."""
 

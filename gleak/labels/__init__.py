@@ -71,6 +71,7 @@ def restore_labels(
     (N,), as those of `gleak.labels.rules` are. The zero-shot ones take their statistics from
     `inputs` random images, fixed by `seed`, of a `distribution`: "gaussian" pixels or "natural"
     smoothness; with `aux`, a Batch of the server's own, from that instead.
+    Without a bias gradient "gleak" takes the counts of "zlg", which needs none.
     along: for FedAvg, the weights at which statistics are taken: start, end or average. gleak does
     not ask: it has its own (see `gleak.labels.shares`).
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import gammaln
 
+from gleak.labels import rules
 from gleak.labels.last_layer import LastLayer
 from gleak.labels.shares import Shares, find_shares
 from gleak.labels.singles import find_singles
@@ -102,7 +103,7 @@ class LabelPosterior:
 def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     """Label counts with 90 % intervals, from the update alone.
 
-    Raises MissingKnowledge when the classifier has no bias.
+    Raises MissingKnowledge when the classifier has no bias; Contradiction as `restore_labels`.
 
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
@@ -117,8 +118,13 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
 
 
 def gleak(layer: LastLayer) -> torch.Tensor:
-    """Counts of `label_posterior`, without their uncertainty."""
-    return describe(layer).counts.double()
+    """Counts of `label_posterior`, without their uncertainty.
+
+    Without a bias gradient they are those of `rules.zlg`, the strongest rule that needs none.
+    """
+    if layer.has_bias:
+        return describe(layer).counts.double()
+    return rules.zlg(layer)
 
 
 def describe(layer: LastLayer) -> LabelPosterior:
