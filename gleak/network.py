@@ -1,6 +1,7 @@
 """The network that a server sends out: a copy that no pass changes, and where its classifier is."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,20 +59,52 @@ def batch_norm_mode(model: nn.Module) -> str:
     return "the batch's own statistics" if model.training else "the running statistics"
 
 
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether the layer may be a classifier: a Linear, or a 1x1 convolution that does as much at
+    each position, so that the mean of its outputs is linear in the mean of its inputs.
+    """
+    if isinstance(module, nn.Conv2d):
+        same = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
+        return same and module.padding in (0, (0, 0), "same", "valid")
+    return isinstance(module, nn.Linear)
+
+
 def classifier_at(model: nn.Module, name: str) -> Classifier:
     """The classifier by the name of its layer; ValueError unless that is a linear layer."""
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, nn.Linear):
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or not is_linear(layer):
         raise ValueError(f"the model has no linear layer {name!r} to classify with")
     bias = None if layer.bias is None else layer.bias.detach()
-    return Classifier(name, layer.weight.detach(), bias)
+    return Classifier(name, layer.weight.detach().flatten(1), bias)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A forward hook: of all tensors that a network returns, the one of this index alone."""
+
+    index: int
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
+        return tensors_in(output)[self.index]
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """All tensors in a tensor, or in tuples, lists and mappings of any depth, in their order."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if not isinstance(output, (tuple, list)):
+        return []
+    return [tensor for part in output for tensor in tensors_in(part)]
 
 
 def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Classifier:
     """The linear layer whose output is the model's output, found by a forward pass.
+
+    The output may also be the log-softmax of the layer's, which has the same cross-entropy, or the
+    mean over all positions of a 1x1 convolution. Of several outputs the first that is one of these
+    is taken for the logits.
 
     Raises ValueError when the model cannot take the input, or does not end in a linear layer.
 
@@ -79,11 +112,20 @@ def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Clas
     >>> find_classifier(net, (1, 2, 2)).name
     '3'
     """
-    calls: list[tuple[str, Any]] = []
+    return classifying(model, input_shape)[0]
+
+
+def classifying(
+    model: nn.Module, input_shape: tuple[int, int, int]
+) -> tuple[Classifier, Taken | None]:
+    """See `find_classifier`; and the hook with which a model of several outputs returns its logits
+    alone, None for one that returns a tensor.
+    """
+    calls: list[tuple[str, torch.Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda _, __, out, name=name: calls.append((name, out)))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if is_linear(module)
     ]
     try:
         with torch.no_grad():
@@ -95,14 +137,32 @@ def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Clas
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(output, torch.Tensor):
-        raise ValueError(f"the model's output is a {type(output).__name__}, not a tensor of logits")
-    if not calls:
+    for index, found in enumerate(tensors_in(output)):
+        for name, made in reversed(calls):
+            if gives_logits(made, found):
+                alone = isinstance(output, torch.Tensor)
+                return classifier_at(model, name), None if alone else Taken(index)
+    linear = [name for name, made in calls if made.ndim == 2]
+    if not linear:
         raise ValueError("the model has no Linear layer in its forward pass, so no classifier")
-    name, logits = calls[-1]
-    if logits is not output and not torch.equal(logits, output):
+    if not isinstance(output, torch.Tensor):
         raise ValueError(
-            f"the model's output is not the output of its last Linear layer ({name}); "
-            "label restoration needs logits that come straight from a linear classifier"
+            f"the model's output is a {type(output).__name__}, not a tensor of logits, and no "
+            "tensor (K, N) in it comes straight from a Linear layer"
         )
-    return classifier_at(model, name)
+    raise ValueError(
+        f"the model's output is not the output of its last Linear layer ({linear[-1]}); "
+        "label restoration needs logits that come straight from a linear classifier"
+    )
+
+
+def gives_logits(made: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether an output of the model is what a linear layer made, as far as cross-entropy sees."""
+    if made is found:
+        return found.ndim == 2
+    if made.ndim == 4:
+        made = made.mean((2, 3))
+    if made.shape != found.shape or made.ndim != 2:
+        return False
+    same = (made, made.log_softmax(1))
+    return any(torch.allclose(one, found, rtol=1e-4, atol=1e-6) for one in same)

@@ -25,7 +25,7 @@ from gleak.network import (
     batch_norm_mode,
     batch_norms,
     classifier_at,
-    find_classifier,
+    classifying,
 )
 from gleak.wire import (
     ROUNDING,
@@ -70,7 +70,9 @@ class Update(ABC):
     There are two kinds, `GradientUpdate` and `WeightsUpdate`; `Update(..., gradient=...)` and
     `Update(..., weights_after=...)` make one of them. (A type checker knows the kinds alone.)
 
-    model: the network as the server sent it, in the mode (train or eval) the client ran it in.
+    model: the network as the server sent it, in the mode (train or eval) the client ran it in. Of
+    several outputs the first that comes from a linear layer is the logits; then a copy is kept that
+    returns these alone.
     num_samples: K, how many samples the client used.
     input_shape: (C, H, W) of one image; images are floats in [0, 1].
     facts: what the client told besides, plain numbers by any name. These have a meaning: lr (> 0),
@@ -130,6 +132,14 @@ class Update(ABC):
         if self.num_samples < 1 or self.num_samples != int(self.num_samples):
             raise ValueError(f"num_samples must be at least 1, and whole; got {self.num_samples}")
         put("input_shape", tuple(self.input_shape))
+        if self.classifier_name:
+            classifier_at(self.model, self.classifier_name)
+        else:
+            classifier, taken = classifying(self.model, self.input_shape)
+            put("classifier_name", classifier.name)
+            if taken:
+                put("model", copy.deepcopy(self.model))
+                self.model.register_forward_hook(taken)
         put(self.holds, MappingProxyType(self.in_order(self.sent)))
         put("facts", MappingProxyType(checked_facts(self.facts)))
         put("statistics", MappingProxyType(checked_statistics(self.statistics, self.model)))
@@ -137,10 +147,6 @@ class Update(ABC):
             put("precision", Derived(precision_of(self.sent.values())))
         elif not 0 <= self.precision < math.inf:
             raise ValueError(f"precision is a relative error >= 0; got {self.precision}")
-        if self.classifier_name:
-            classifier_at(self.model, self.classifier_name)
-        else:
-            put("classifier_name", find_classifier(self.model, self.input_shape).name)
 
     def in_order(self, sent: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What was sent in the order of the model's parameters, checked."""
@@ -246,7 +252,7 @@ class Update(ABC):
         gradient, name = self.equivalent_gradient(), self.classifier_name
         if f"{name}.weight" not in gradient:
             raise MissingKnowledge(f"the update has no gradient of the classifier's {name}.weight")
-        return gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
+        return gradient[f"{name}.weight"].flatten(1), gradient.get(f"{name}.bias")
 
     @property
     def rounding(self) -> float:
@@ -326,7 +332,8 @@ class Update(ABC):
             logits = self.model(images)
         finally:
             hook.remove()
-        return features[-1], logits
+        pooled = features[-1].flatten(2).mean(2) if features[-1].ndim > 2 else features[-1]
+        return pooled, logits
 
     def norm(self) -> float:
         """The L2 norm of the message, over all parameters."""

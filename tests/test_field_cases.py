@@ -190,3 +190,193 @@ def test_sparse_gradients_are_what_they_stand_for(net, batch):
     assert taken.precision == update.precision
     after = {name: value.detach().to_sparse() for name, value in net.state_dict().items()}
     assert sent(net, after).weights_after["5.bias"].layout == torch.strided
+
+
+class Body(nn.Module):
+    """A convolution and a linear classifier; subclasses say what becomes of it."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 16, 3, 2), nn.Linear(3600, 10, bias=bias)
+
+    def features(self, images):
+        return F.sigmoid(self.conv(images)).flatten(1)
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+class LogSoftmax(Body):
+    def forward(self, images):
+        return F.log_softmax(self.head(self.features(images)), dim=1)
+
+
+class LogSoftmaxLayer(Body):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.LogSoftmax(1)
+
+    def forward(self, images):
+        return self.last(self.head(self.features(images)))
+
+
+class LogitsFirst(Body):
+    def forward(self, images):
+        features = self.features(images)
+        return self.head(features), features
+
+
+class LogitsLast(Body):
+    def forward(self, images):
+        features = self.features(images)
+        return {"nothing": None, "features": features, "more": [self.head(features)]}
+
+
+@pytest.mark.parametrize("kind", [LogSoftmax, LogSoftmaxLayer, LogitsFirst, LogitsLast])
+def test_heads_that_give_the_same_gradient(batch, kind):
+    plain, update = gleak.fedsgd(Body(), batch), gleak.fedsgd(kind(), batch)
+    assert update.classifier.name == "head"
+    for name, value in plain.gradient.items():
+        torch.testing.assert_close(update.gradient[name], value)
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+    found, as_plain = (
+        gleak.invert(one, batch.label_counts, "gleak", iterations=3, progress=False)
+        for one in (update, plain)
+    )
+    assert found.way == as_plain.way and not found.fell_back  # the closed forms know it, too
+    copied = copy.deepcopy(update).as_gradient()
+    assert copied.forward(batch.images)[1].shape == (4, 10)
+    assert gleak.Update(kind(), 4, SHAPE, gradient=update.gradient).classifier.name == "head"
+
+
+@pytest.mark.parametrize("client", [gleak.fedsgd, gleak.fedavg], ids=["fedsgd", "fedavg"])
+def test_a_network_of_several_outputs_is_left_as_it_was(batch, client):
+    model = LogitsFirst()
+    update = client(model, batch)
+    assert isinstance(model(batch.images), tuple)
+    made = gleak.Update(model, 4, SHAPE, **{update.holds: update.sent})
+    assert isinstance(model(batch.images), tuple)
+    assert made.model(batch.images).shape == (4, 10)
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+
+
+def test_a_network_whose_outputs_are_no_logits(batch):
+    class Softmax(Body):
+        def forward(self, images):
+            return super().forward(images).softmax(1), images
+
+    with pytest.raises(ValueError, match=r"is a tuple, .* no tensor \(K, N\) in it comes straight"):
+        gleak.fedsgd(Softmax(), batch)
+    Softmax.forward = lambda self, images: Body.forward(self, images).softmax(1)
+    with pytest.raises(ValueError, match=r"not the output of its last Linear layer \(head\)"):
+        gleak.fedsgd(Softmax(), batch)
+    zeros = Softmax()  # all classes alike, before and after a softmax
+    nn.init.zeros_(zeros.head.weight), nn.init.zeros_(zeros.head.bias)
+    with pytest.raises(ValueError, match="not the output of its last Linear"):
+        gleak.fedsgd(zeros, batch)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_classifier_without_bias_or_one_that_is_not_trained(batch, frozen):
+    model = Body(bias=frozen)
+    if frozen:
+        model.head.bias.requires_grad_(False)
+    update = gleak.fedsgd(model, batch)
+    counts = gleak.restore_labels(update, "gleak")
+    assert torch.equal(counts, batch.label_counts)
+    assert torch.equal(counts, gleak.restore_labels(update, "zlg"))
+    with pytest.raises(gleak.MissingKnowledge, match="zlg works from the weight gradient"):
+        gleak.label_posterior(update)
+    found = gleak.invert(update, counts, "gleak", iterations=2, progress=False)
+    assert found.images.isfinite().all()
+
+
+class Pooled(nn.Module):
+    """A 1x1 convolution and a mean, or the mean first and a linear layer: the same function."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 10, 1)
+        self.convolution = convolution
+        if not convolution:
+            head = nn.Linear(16, 10)
+            head.weight.data, head.bias.data = self.head.weight.data.flatten(1), self.head.bias.data
+            self.head = head
+
+    def forward(self, images):
+        features = F.relu(self.conv(images))
+        if self.convolution:
+            return F.adaptive_avg_pool2d(self.head(features), 1).flatten(1)
+        return self.head(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [gleak.fedsgd, lambda *what: gleak.fedavg(*what, epochs=3, lr=0.1)],
+    ids=["fedsgd", "fedavg"],
+)
+def test_a_convolution_as_classifier_is_read_as_the_linear_layer_it_is(batch, client):
+    update, linear = (client(Pooled(convolution), batch) for convolution in (True, False))
+    assert update.classifier.weight.shape == (10, 16)
+    for one, other in zip(update.classifier_gradient(), linear.classifier_gradient(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    for one, other in zip(update.forward(batch.images), linear.forward(batch.images), strict=True):
+        torch.testing.assert_close(one, other)
+    for method in ("zlg", "gleak", "ilrg"):
+        counts = gleak.restore_labels(update, method)
+        assert torch.equal(counts, gleak.restore_labels(linear, method))
+    found = gleak.invert(update, batch.label_counts, "gleak", iterations=2, progress=False)
+    assert found.images.isfinite().all()
+
+
+def test_networks_of_torchvision_without_a_second_derivative(batch):
+    small = gleak.Batch(batch.images[:2], batch.labels[:2], batch.class_names)
+    model = gleak.build_model("torchvision:mobilenet_v3_small", small)
+    update = gleak.fedsgd(model, small, training=False)
+    found = gleak.invert(update, small.label_counts, iterations=2, progress=False)
+    assert found.images.isfinite().all() and found.history["loss"].nunique() == 2
+
+
+class Attention(Body):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(128, 10)
+
+    def forward(self, images):
+        seen = self.patches(images).flatten(2).transpose(1, 2)[:, None]  # (K, 1, 16, 8)
+        return self.head(F.scaled_dot_product_attention(seen, seen, seen).flatten(1))
+
+
+class Hard(Body):
+    def features(self, images):
+        return F.hardsigmoid(self.conv(images)).flatten(1)
+
+
+class Harder(Body):
+    def features(self, images):
+        return F.hardswish(self.conv(images)).flatten(1)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "difference"])
+@pytest.mark.parametrize("kind", [Attention, Hard, Harder])
+def test_functions_without_a_second_derivative(batch, kind, derivative):
+    update = gleak.fedsgd(kind(), batch)
+    search = {"iterations": 20, "progress": False, "derivative": derivative}
+    found = gleak.invert(update, batch.label_counts, **search)
+    assert found.history["loss"].iloc[-1] < found.history["loss"][0]
+
+
+@pytest.mark.parametrize("name", ["lenet", "convnet", "resnet18"])
+@pytest.mark.parametrize("shape", [(3, 32, 48), (1, 21, 12)])
+def test_images_that_are_not_square(name, shape):
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    batch = gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"])
+    update = gleak.fedsgd(gleak.build_model(name, batch), batch)
+    assert update.input_shape == shape
+    assert gleak.restore_labels(update, "zlg").tolist() == [1, 1, 0]
+    found = gleak.invert(update, [1, 1, 0], "gleak", iterations=2, progress=False)
+    assert found.images.shape == images.shape

@@ -1,17 +1,58 @@
 """What a client with these images and labels would send: gradients that can be differentiated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 Tensors = Sequence[torch.Tensor]
 Weights = dict[str, torch.Tensor]
 # (weights, names, images, labels) -> the loss's gradient by the weights of these names
 GradientOf = Callable[[Weights, Sequence[str], torch.Tensor, torch.Tensor], Tensors]
+
+
+class Formulas(TorchFunctionMode):
+    """Hard sigmoids and hard swishes by formulas, as torch has no second derivative of its own.
+
+    seen: whether there were any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function not in HARD:
+            return function(*args, **(kwargs or {}))
+        self.seen = True
+        gate = F.relu6(args[0] + 3) / 6
+        return gate if function in HARD_SIGMOID else args[0] * gate
+
+
+HARD_SIGMOID = {F.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_}
+HARD = HARD_SIGMOID | {F.hardswish, torch._C._nn.hardswish, torch._C._nn.hardswish_}
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
+    """Within it the model's gradient can be differentiated where torch has other kernels for that:
+    attention is computed by its formula, not fused, and see `Formulas`.
+
+    images: any (K, C, H, W) that the model takes, to see what it is made of.
+    """
+    formulas = Formulas()
+    with torch.no_grad(), formulas:
+        model(images)
+    with sdpa_kernel(SDPBackend.MATH), formulas if formulas.seen else nullcontext():
+        yield
 
 
 def local_gradient(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from gleak.inversion.attack import Attack, ClosedForm, Options, check_known
+from gleak.inversion.gradients import twice_differentiable
 from gleak.inversion.own import Gleak
 from gleak.inversion.presets import PAPERS
 from gleak.inversion.search import Inversion
@@ -119,9 +120,10 @@ def invert(
         raise ValueError(f"{name} has nothing to override; got {', '.join(overrides)}")
     if overrides:
         chosen = chosen.override(**overrides)
-    return chosen.run(
-        update, labels, Options(seed, progress, start, compile, model, snapshots, name)
-    )
+    options = Options(seed, progress, start, compile, model, snapshots, name)
+    gray = torch.full((2, *update.input_shape), 0.5).to(update.classifier.weight)
+    with twice_differentiable(update.model, gray):
+        return chosen.run(update, labels, options)
 
 
 def labels_of(counts: torch.Tensor | Sequence[int], update: Update) -> torch.Tensor:

@@ -73,7 +73,8 @@ def restore_labels(
         What the client sent.
     method
         One of `list_label_methods()`, or a function from a `LastLayer` to real-valued counts (N,),
-        as those of `gleak.labels.rules` are.
+        as those of `gleak.labels.rules` are. Without a bias gradient "gleak" takes the counts of
+        "zlg", which needs none.
     seed
         Fixes the random images of the zero-shot methods.
     inputs

@@ -233,7 +233,7 @@ class LastLayer:
             return torch.zeros_like(self.weight if kind == "weight" else self.bias)
         layer = self._update.classifier
         before = getattr(layer, kind)
-        after = self._update.weights_after[f"{layer.name}.{kind}"]
+        after = self._update.weights_after[f"{layer.name}.{kind}"].view_as(before)
         size = torch.maximum(before.abs(), after.abs()).double()
         return tolerance.of_dtype(after.dtype) * size / self.lr
 

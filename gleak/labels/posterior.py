@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.special import gammaln
 
+from gleak.labels import rules
 from gleak.labels.last_layer import LastLayer
 from gleak.labels.shares import Shares, find_shares
 from gleak.labels.singles import find_singles
@@ -115,10 +116,13 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
     seed
         Of the random images that tell how the network answers.
 
+
     Raises
     ------
     MissingKnowledge
         When the classifier has no bias.
+    Contradiction
+        As `restore_labels`.
 
     Examples
     --------
@@ -135,8 +139,13 @@ def label_posterior(update: Update, *, seed: int = 0) -> LabelPosterior:
 
 
 def gleak(layer: LastLayer) -> torch.Tensor:
-    """Counts of `label_posterior`, without their uncertainty."""
-    return describe(layer).counts.double()
+    """Counts of `label_posterior`, without their uncertainty.
+
+    Without a bias gradient they are those of `rules.zlg`, the strongest rule that needs none.
+    """
+    if layer.has_bias:
+        return describe(layer).counts.double()
+    return rules.zlg(layer)
 
 
 def describe(layer: LastLayer) -> LabelPosterior:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from gleak.models import Normalise
-from gleak.network import is_dropout
+from gleak.network import Taken, is_dropout
 from gleak.update import MissingKnowledge
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -83,10 +83,33 @@ def traced(model: nn.Module, input_shape: tuple[int, ...]) -> Traced:
         raise MissingKnowledge(
             f"peeling needs a network that torch.fx can trace: {reason_of(error)}"
         ) from error
+    end_at_logits(model, graph)
     shapes, sizes = sizes_of(model, graph, probe)
     if split_means(graph, shapes):
         shapes, sizes = sizes_of(model, graph, probe)
     return Traced(model, graph, shapes, sizes, tracer.untraced)
+
+
+def end_at_logits(model: nn.Module, graph: fx.Graph) -> None:
+    """Let the graph return logits alone: the output that the model's hook takes, and no softmax.
+
+    A log-softmax behind the classifier changes nothing for the cross-entropy.
+    """
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    ends: list[fx.Node] = []
+
+    def note(node: fx.Node) -> fx.Node:
+        ends.append(node)
+        return node
+
+    fx.node.map_arg(output.args, note)  # not `all_input_nodes`, which has each of them once
+    taken = [hook for hook in model._forward_hooks.values() if isinstance(hook, Taken)]
+    end = ends[taken[0].index if taken else 0]
+    module = model.get_submodule(str(end.target)) if end.op == "call_module" else None
+    if isinstance(module, nn.LogSoftmax) or function_of(end) == "log_softmax":
+        end = end.all_input_nodes[0]
+    if taken or end is not ends[0]:
+        output.args = (end,)
 
 
 # What a tensor tells of itself without its values.
