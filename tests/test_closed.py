@@ -13,9 +13,9 @@ import gleak
 from gleak.inversion.closed import exact_images, peel, spear
 from gleak.inversion.closed.chain import BasicBlock as BlockLayer
 from gleak.inversion.closed.chain import Reshape, trace
-from gleak.inversion.closed.known import scaled
 from gleak.inversion.closed.layers import ROWS
 from gleak.inversion.closed.solve import solve_least_squares, taps
+from gleak.labels.tolerance import scaled
 from gleak.models import Normalise
 
 
@@ -408,7 +408,7 @@ def test_a_float64_gradient_gives_more_digits(batch):
 
 def test_tolerances_for_rounding_are_those_of_the_arithmetic():
     float32, float64, bfloat16 = (
-        torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        of_dtype(dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)
     )
     assert scaled(1e-6, float32) == 1e-6
     assert scaled(1e-6, bfloat16) == 1e-6  # what is rounded in the end was computed before

@@ -48,6 +48,15 @@ def arithmetic(precision: float, least: float = ALGEBRA) -> float:
     return min(max(precision, least), FLOAT32) / FLOAT32
 
 
+def scaled(single: float, precision: float) -> float:
+    """A tolerance for what rounding does to a client's arithmetic: `single` for float32.
+
+    >>> scaled(1e-6, FLOAT32), scaled(1e-6, 2.0**-8), scaled(1e-6, 2.0**-53)
+    (1e-06, 1e-06, 2.384185791015625e-13)
+    """
+    return single * arithmetic(precision)
+
+
 def excess(precision: float) -> float:
     """The precision where it is worse than float32, from rounding in the end or noise; else 0."""
     return precision if precision > FLOAT32 else 0.0

@@ -5,36 +5,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gleak.labels.tolerance import of_dtype
 from gleak.update import Update
-
-FLOAT32 = torch.finfo(torch.float32).eps  # 2^-23
-ALGEBRA = FLOAT32 / 2**22  # what linear algebra in float64 leaves
-
-
-def scaled(single: float, rounding: float) -> float:
-    """A tolerance for what rounding does to a client's arithmetic: `single` for float32.
-
-    rounding: of that arithmetic, relative. Clients compute in float32 at least; what is solved here
-    is solved in float64, so that not all of its digits count.
-
-    >>> scaled(1e-6, FLOAT32), scaled(1e-6, 2.0**-7), scaled(1e-6, 2.0**-52)
-    (1e-06, 1e-06, 2.384185791015625e-13)
-    """
-    return single * (min(max(rounding, ALGEBRA), FLOAT32) / FLOAT32)
 
 
 class Sent:
     """A client's gradient, in float64, found by the parameter that it belongs to.
 
     precision: how far two values that were sent as one may lie apart, relative: twice the error
-    of each. rounding: the same for the arithmetic behind it.
+    of each. rounding: the precision of the arithmetic behind them.
     """
 
     def __init__(self, update: Update) -> None:
         self.gradient = update.equivalent_gradient()
         self.names = {id(weight): name for name, weight in update.model.named_parameters()}
         self.precision = 2 * update.precision
-        self.rounding = max(torch.finfo(update.classifier.weight.dtype).eps, self.precision)
+        own = of_dtype(update.classifier.weight.dtype)
+        self.rounding = max(own, update.precision)
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The gradient of one parameter. Raises ArithmeticError if it was not sent."""

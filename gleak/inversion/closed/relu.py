@@ -16,7 +16,6 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from gleak.inversion.closed.known import FLOAT32, scaled
 from gleak.inversion.closed.solve import (
     Solved,
     by_tap,
@@ -26,6 +25,7 @@ from gleak.inversion.closed.solve import (
     solve_input,
     taps,
 )
+from gleak.labels.tolerance import FLOAT32, scaled
 
 ROUNDS = 6  # of telling which units of a layer were active
 SURE = 6.0  # standard errors above a bound, beyond which a value does not lie on it

@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from gleak.inversion.closed.chain import BasicBlock
-from gleak.inversion.closed.known import Place, Sent, scaled
+from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.solve import (
     by_tap,
     double,
@@ -38,6 +38,7 @@ from gleak.inversion.closed.solve import (
     taken_pixels,
     taps,
 )
+from gleak.labels.tolerance import scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes

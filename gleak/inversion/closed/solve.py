@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gleak.inversion.closed.known import FLOAT32, scaled
+from gleak.labels.tolerance import FLOAT32, scaled
 
 RIDGE = 1e-14  # on normal equations, of their largest entry: some fifty roundings of float64
 ALIKE = 1e-3  # least singular value of combinations, below which two of them are the same

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from gleak.inversion.closed.chain import Step, Unknown, trace
-from gleak.inversion.closed.known import FLOAT32, Sent
+from gleak.inversion.closed.known import Sent
 from gleak.inversion.closed.layers import find_row
 from gleak.inversion.closed.peel import peel
 from gleak.inversion.closed.start import unmixed
+from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge, Update
 
 

@@ -14,9 +14,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from gleak.inversion.closed.chain import Chain, Step
-from gleak.inversion.closed.known import FLOAT32, Place, Sent
+from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import find_row
 from gleak.inversion.closed.solve import double, rank_cut, separate
+from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge
 
 MOST = 10  # inputs that are told apart: each doubles the draws that it takes
