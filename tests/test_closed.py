@@ -15,7 +15,7 @@ from gleak.inversion.closed.chain import BasicBlock as BlockLayer
 from gleak.inversion.closed.chain import Reshape, trace
 from gleak.inversion.closed.layers import ROWS
 from gleak.inversion.closed.solve import solve_least_squares, taps
-from gleak.labels.tolerance import scaled
+from gleak.labels.tolerance import of_dtype, scaled
 from gleak.models import Normalise
 
 
