@@ -4,7 +4,7 @@
 
 Each row is one image: PSNR of what `gleak` finds, beside its 8x8 thumbnail and a flat colour.
 Settings are stored as they end, so an interrupted command goes on where it stopped; the file is
-written when all that were asked for are done. About two minutes for each of them on one core.
+written when all that were asked for are done. Up to two minutes for each of them on one core.
 """
 
 import argparse

@@ -30,7 +30,7 @@ def net(clients):
     return net.eval()
 
 
-def sent(net, clients, size, dtype, seed=0):
+def sent(net, clients, size, dtype, seed=1):
     batch = gleak.draw_batch(clients, size, seed=seed)
     net = copy.deepcopy(net).to(dtype)
     return batch, gleak.fedsgd(net, batch, training=False)
@@ -62,23 +62,23 @@ def test_peeled_to_the_output_of_the_second_pooling(net, clients, size, dtype, a
     assert peeled.ended.startswith("MaxPool2d (layer 13 of 26)")
 
 
-def test_images_beat_their_thumbnails(net, clients):
-    batch, update = sent(net, clients, 4, torch.float32)
-    found = gleak.invert(update, batch.label_counts, "gleak", iterations=240, progress=False)
+def test_an_image_beats_its_thumbnail(net, clients):
+    batch, update = sent(net, clients, 1, torch.float32)
+    found = gleak.invert(update, batch.label_counts, "gleak", iterations=450, progress=False)
     scores = gleak.score(found.images, batch.images)
     assert "from Linear (layer 21 of 26)" in found.way and not found.fell_back
     assert scores["psnr"].mean() > scores["thumb8"].mean() + 3
 
 
-def test_as_many_images_as_classes_with_repeated_labels(net, clients):
-    batch, update = sent(net, clients, 10, torch.float64, seed=1)
+def test_a_start_with_repeated_labels(net, clients):
+    batch, update = sent(net, clients, 8, torch.float64)
     chain = trace(update.model, update.input_shape)
     depth, place, features = hidden_start(chain, Sent(update), batch.label_counts)
     assert (batch.label_counts > 1).any() and depth == 22
     order = batch.labels.argsort(stable=True)
     truth, _ = update.forward(batch.images[order].double())
     assert torch.cdist(features, truth).min(0).values.max() < 1e-6 * truth.norm(dim=1).min()
-    assert (features.shape, place.slope.shape) == ((10, 32), (10, 64))
+    assert (features.shape, place.slope.shape) == ((8, 32), (8, 64))
 
 
 def test_wrong_counts_are_no_start(net, clients):
