@@ -19,13 +19,32 @@ def fedsgd(
 ) -> GradientUpdate:
     """FedSGD: send the gradient of the mean cross-entropy over the batch.
 
-    training: run the model in train mode, as clients do (batch norm then uses the batch's own
-    statistics), or in eval mode. The model is copied, not changed.
-    dropout_seed: draws what the client's dropout layers drop, which the server does not learn; by
-    default dropout is off.
+    Parameters
+    ----------
+    model
+        The network as the server sends it. It is copied, not changed.
+    batch
+        The client's images and labels.
+    training
+        Run the model in train mode, as clients do (batch norm then uses the batch's own
+        statistics), or in eval mode.
+    dropout_seed
+        Draws what the client's dropout layers drop, which the server does not learn; by default
+        dropout is off.
 
-    Raises ValueError when the model cannot take the images or has too few outputs for the labels.
+    Returns
+    -------
+    GradientUpdate
+        What the server gets.
 
+    Raises
+    ------
+    ValueError
+        When the model cannot take the images, has too few outputs for the labels or nothing to
+        train.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
     >>> update = gleak.fedsgd(gleak.build_model("lenet", batch), batch)
@@ -63,16 +82,48 @@ def fedavg(
     training: bool = True,
     reveal: Sequence[str] = ("lr", "epochs", "batch_size"),
 ) -> WeightsUpdate:
-    """FedAvg: train a copy of the model with SGD and send its weights (McMahan et al. 2017).
+    """FedAvg: train a copy of the model with SGD and send its weights.
 
-    epochs: passes over the batch, each in an order drawn from `shuffle_seed` (None: as it stands).
-    batch_size: samples in a step, all of them by default; `drop_last` leaves out an epoch's last
-    step if it would be smaller.
-    reveal: which of the facts (lr, epochs, batch_size, momentum, drop_last) the server is told.
-    training: as for `fedsgd`. The buffers of batch norm are not part of the update.
+    Parameters
+    ----------
+    model
+        The network as the server sends it. It is copied, not changed.
+    batch
+        The client's images and labels.
+    epochs
+        Passes over the batch, at least 1, each in an order drawn from `shuffle_seed`.
+    batch_size
+        Samples in a step, at least 1, all of them by default.
+    lr
+        Learning rate of SGD, above 0.
+    momentum
+        Of SGD, in [0, 1).
+    drop_last
+        Whether an epoch's last step is left out if it would be smaller.
+    shuffle_seed
+        Of the orders; None leaves the batch as it stands.
+    training
+        As for `fedsgd`. The buffers of batch norm are not part of the update.
+    reveal
+        Which of the facts (lr, epochs, batch_size, momentum, drop_last) the server is told.
 
-    Raises ValueError for settings that make no step, an unknown fact, or training that diverges.
+    Returns
+    -------
+    WeightsUpdate
+        What the server gets.
 
+    Raises
+    ------
+    ValueError
+        For settings that make no step, an unknown fact, or training that diverges; for the model
+        and the batch as `fedsgd`.
+
+    References
+    ----------
+    McMahan et al. 2017.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
     >>> network = gleak.build_model("lenet", batch)
@@ -131,18 +182,46 @@ def private_fedsgd(
     expected_size: int | None = None,
     training: bool = False,
 ) -> GradientUpdate:
-    """FedSGD with each sample's gradient clipped and noise on the sum (Abadi et al. 2016, alg. 1).
+    """FedSGD with each sample's gradient clipped and noise on the sum.
 
     Sends (sum_k clip(g_k, C) + z C N(0, 1)) / K for C = max_norm and z = noise_multiplier. It
     hides one record of the client; for the privacy that `gleak.defences.epsilon` tells, the batch
-    must be a Poisson sample of the client's records and `expected_size` its expected size, which
-    then takes the place of K under the sum.
+    must be a Poisson sample of the client's records and `expected_size` its expected size.
 
-    training: the mode of the model; dropout is off, as for `fedsgd`.
+    Parameters
+    ----------
+    model
+        The network as the server sends it. It is copied, not changed.
+    batch
+        The client's images and labels.
+    max_norm
+        C, the largest norm of one sample's gradient, above 0.
+    noise_multiplier
+        z, at least 0.
+    seed
+        Of the noise.
+    expected_size
+        Takes the place of K under the sum, at least 1; by default the sum is divided by K.
+    training
+        The mode of the model; dropout is off, as for `fedsgd`.
 
-    Raises ValueError for batch norm in train mode, which has no gradient of a single sample, and
-    for a max_norm, noise_multiplier or expected_size that is not positive (noise may be 0).
+    Returns
+    -------
+    GradientUpdate
+        What the server gets.
 
+    Raises
+    ------
+    ValueError
+        For batch norm in train mode, which has no gradient of a single sample, and for a max_norm,
+        noise_multiplier or expected_size that is not positive (noise may be 0).
+
+    References
+    ----------
+    Abadi et al. 2016, algorithm 1.
+
+    Examples
+    --------
     >>> import gleak
     >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1])
     >>> network = gleak.build_model("lenet", batch)

@@ -14,7 +14,17 @@ from torchvision.ops import StochasticDepth
 
 @dataclass(frozen=True)
 class Classifier:
-    """The last linear layer, z = W o + b, with the features o in front of it."""
+    """The last linear layer, z = W o + b, with the features o in front of it.
+
+    Parameters
+    ----------
+    name
+        Of the layer in the model.
+    weight : (N, M)
+        W.
+    bias : (N,) or None
+        b, None for a layer without bias.
+    """
 
     name: str
     weight: torch.Tensor  # (N, M)
@@ -26,6 +36,13 @@ def as_sent(model: nn.Module, training: bool) -> nn.Module:
 
     Dropout is off in both modes: the study asks what a client's data gives away, not its dice.
     In train mode batch norm uses the batch's statistics and leaves the running ones alone.
+
+    Parameters
+    ----------
+    model
+        Any network.
+    training
+        Train mode, else eval mode.
     """
     model = copy.deepcopy(model).train(training)
     model.zero_grad(set_to_none=True)
@@ -70,7 +87,20 @@ def is_linear(module: nn.Module | None) -> bool:
 
 
 def classifier_at(model: nn.Module, name: str) -> Classifier:
-    """The classifier by the name of its layer; ValueError unless that is a linear layer."""
+    """The classifier by the name of its layer.
+
+    Parameters
+    ----------
+    model
+        The network.
+    name
+        Of a linear layer, or of a 1x1 convolution (see `is_linear`).
+
+    Raises
+    ------
+    ValueError
+        Unless the layer is linear.
+    """
     layer = dict(model.named_modules()).get(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d) or not is_linear(layer):
         raise ValueError(f"the model has no linear layer {name!r} to classify with")
@@ -106,8 +136,20 @@ def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Clas
     mean over all positions of a 1x1 convolution. Of several outputs the first that is one of these
     is taken for the logits.
 
-    Raises ValueError when the model cannot take the input, or does not end in a linear layer.
+    Parameters
+    ----------
+    model
+        The network.
+    input_shape
+        (C, H, W) of one image.
 
+    Raises
+    ------
+    ValueError
+        When the model cannot take the input, or does not end in a linear layer.
+
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> find_classifier(net, (1, 2, 2)).name
     '3'
@@ -118,8 +160,25 @@ def find_classifier(model: nn.Module, input_shape: tuple[int, int, int]) -> Clas
 def classifying(
     model: nn.Module, input_shape: tuple[int, int, int]
 ) -> tuple[Classifier, Taken | None]:
-    """See `find_classifier`; and the hook with which a model of several outputs returns its logits
-    alone, None for one that returns a tensor.
+    """As `find_classifier`, with the hook that leaves a model of several outputs its logits alone.
+
+    Parameters
+    ----------
+    model, input_shape
+        As for `find_classifier`.
+
+    Returns
+    -------
+    classifier : Classifier
+        What `find_classifier` gives.
+    hook : Taken or None
+        With it a model of several outputs returns its logits alone; None for one that returns a
+        tensor.
+
+    Raises
+    ------
+    ValueError
+        As `find_classifier`.
     """
     calls: list[tuple[str, torch.Tensor]] = []
     hooks = [

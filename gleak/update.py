@@ -70,24 +70,40 @@ class Update(ABC):
     There are two kinds, `GradientUpdate` and `WeightsUpdate`; `Update(..., gradient=...)` and
     `Update(..., weights_after=...)` make one of them. (A type checker knows the kinds alone.)
 
-    model: the network as the server sent it, in the mode (train or eval) the client ran it in. Of
-    several outputs the first that comes from a linear layer is the logits; then a copy is kept that
-    returns these alone.
-    num_samples: K, how many samples the client used.
-    input_shape: (C, H, W) of one image; images are floats in [0, 1].
-    facts: what the client told besides, plain numbers by any name. These have a meaning: lr (> 0),
-    epochs and batch_size (whole, >= 1), momentum (in [0, 1)), drop_last (true or false). A method
-    asks for what it needs by `told`.
-    precision: the largest relative error of a value that was sent, from rounding. Unless it is
-    given, it is read off the digits (see `gleak.wire.precision_of`), again whenever others are put
-    in place of what was sent. A given one stays, and may also speak of noise.
-    statistics: name of a batch norm layer -> mean and (biased) variance (channels,) of what entered
-    it at the client.
-    classifier_name: the last linear layer, found by a forward pass unless it is given.
-
     The mappings are read-only; so `dataclasses.replace` makes a changed copy, without a forward
-    pass. Raises ValueError where something does not fit the model, is not finite or out of range.
+    pass.
 
+    Parameters
+    ----------
+    model
+        The network as the server sent it, in the mode (train or eval) the client ran it in. Of
+        several outputs the first that comes from a linear layer is the logits; then a copy is kept
+        that returns these alone.
+    num_samples
+        K, how many samples the client used.
+    input_shape
+        (C, H, W) of one image; images are floats in [0, 1].
+    facts
+        What the client told besides, plain numbers by any name. These have a meaning: lr (> 0),
+        epochs and batch_size (whole, >= 1), momentum (in [0, 1)), drop_last (true or false). A
+        method asks for what it needs by `told`.
+    precision
+        The largest relative error of a value that was sent, from rounding. Unless it is given, it
+        is read off the digits (see `gleak.wire.precision_of`), again whenever others are put in
+        place of what was sent. A given one stays, and may also speak of noise.
+    statistics
+        Name of a batch norm layer to mean and (biased) variance (channels,) of what entered it at
+        the client.
+    classifier_name
+        The last linear layer, found by a forward pass unless it is given.
+
+    Raises
+    ------
+    ValueError
+        Where something does not fit the model, is not finite or out of range.
+
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.tensor([0.5, -1.0, 0.5])}
     >>> update = Update(net, 2, (1, 2, 2), gradient=sent)
@@ -174,7 +190,13 @@ class Update(ABC):
         return getattr(self, self.holds)
 
     def resent(self, sent: Mapping[str, torch.Tensor]) -> Self:
-        """The update with this in place of what was sent, of the same kind."""
+        """The update with other tensors in place of what was sent, of the same kind.
+
+        Parameters
+        ----------
+        sent
+            Parameter name to tensor, as in `sent`.
+        """
         change: dict[str, Any] = {self.holds: sent}
         return replace(self, **change)
 
@@ -205,7 +227,23 @@ class Update(ABC):
         return batches_are_full and not self.facts.get("momentum", 0.0)
 
     def told(self, *names: str) -> list[float]:
-        """The facts of these names; MissingKnowledge names those that the client kept to itself."""
+        """The facts of these names.
+
+        Parameters
+        ----------
+        names
+            Of facts, such as "lr" or "epochs".
+
+        Returns
+        -------
+        list of float
+            Their values, in the order of the names.
+
+        Raises
+        ------
+        MissingKnowledge
+            Names those that the client kept to itself.
+        """
         missing = [name for name in names if name not in self.facts]
         if missing:
             raise MissingKnowledge(
@@ -215,39 +253,80 @@ class Update(ABC):
 
     @abstractmethod
     def message(self) -> dict[str, torch.Tensor]:
-        """What the client says, parameter name -> tensor: the gradient, or the change WT - W0."""
+        """What the client says: the gradient, or the change WT - W0.
+
+        Returns
+        -------
+        dict
+            Parameter name to tensor.
+        """
 
     @abstractmethod
     def equivalent_gradient(self) -> dict[str, torch.Tensor]:
-        """The update in the sign and scale of one gradient, parameter name -> tensor.
+        """The update in the sign and scale of one gradient.
 
         FedSGD: the gradient itself. FedAvg: (W0 - WT) / (lr s) with s local steps, the mean of the
-        local gradients if the client ran plain SGD (Geng et al. 2021). With momentum m, told or
-        else taken as 0, the gradient of step t weighs 1 + m + ... + m^(s - t), t = 1 ... s, and
-        the sum of these weights takes the place of s.
+        local gradients if the client ran plain SGD. With momentum m, told or else taken as 0, the
+        gradient of step t weighs 1 + m + ... + m^(s - t), t = 1 ... s, and the sum of these weights
+        takes the place of s.
 
-        Raises MissingKnowledge when the client told no lr, epochs or batch size.
+        Returns
+        -------
+        dict
+            Parameter name to tensor.
+
+        Raises
+        ------
+        MissingKnowledge
+            When the client told no lr, epochs or batch size.
+
+        References
+        ----------
+        Geng et al. 2021, arXiv 2110.09074.
         """
 
     @abstractmethod
     def as_gradient(self, place: float | None = None) -> "GradientUpdate":
-        """The update read as one gradient, taken somewhere on the client's way: a FedSGD update
-        whose model is W0 + place (WT - W0).
+        """The update read as one gradient, taken somewhere on the client's way.
 
-        place: by default where the local gradients were taken on average, (s - 1) / (2 s) for s
-        steps of plain SGD. If the gradient changes evenly along the line from W0 to WT, their mean
-        is the gradient there. So this reading is wrong only to second order in the length of the
-        way; as the gradient at W0 the equivalent gradient is wrong to first order.
+        If the gradient changes evenly along the line from W0 to WT, the mean of the local gradients
+        is the gradient where they were taken on average. So this reading is wrong only to second
+        order in the length of the way; as the gradient at W0 the equivalent gradient is wrong to
+        first order.
 
-        A FedSGD update is returned as it is. One of weights keeps their precision, which the
-        gradient does not reach: see `WeightsUpdate`. Raises MissingKnowledge as
-        `equivalent_gradient`.
+        Parameters
+        ----------
+        place
+            Where on the way, 0 at W0 and 1 at WT. By default where the local gradients were taken
+            on average, (s - 1) / (2 s) for s steps of plain SGD.
+
+        Returns
+        -------
+        GradientUpdate
+            A FedSGD update whose model is W0 + place (WT - W0). A FedSGD update is returned as it
+            is. One of weights keeps their precision, which the gradient does not reach: see
+            `WeightsUpdate`.
+
+        Raises
+        ------
+        MissingKnowledge
+            As `equivalent_gradient`.
         """
 
     def classifier_gradient(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The equivalent gradient of W (N, M) and of b (N,), None for a layer without bias.
+        """The equivalent gradient of the classifier z = W o + b.
 
-        Raises MissingKnowledge when the client did not send the classifier's weights.
+        Returns
+        -------
+        weight : (N, M)
+            That of W.
+        bias : (N,) or None
+            That of b, None for a layer without bias.
+
+        Raises
+        ------
+        MissingKnowledge
+            When the client did not send the classifier's weights, and as `equivalent_gradient`.
         """
         gradient, name = self.equivalent_gradient(), self.classifier_name
         if f"{name}.weight" not in gradient:
@@ -266,6 +345,11 @@ class Update(ABC):
         Steps of such a client are as long as those of a mean with lr times the samples of a step:
         a gradient is divided by K, of weights the lr is told as that. Exact where all steps have
         the same number of samples.
+
+        Raises
+        ------
+        MissingKnowledge
+            For weights, when the client told no lr, epochs or batch size.
         """
 
     def contradictions(self) -> list[str]:
@@ -275,6 +359,8 @@ class Update(ABC):
         The bias gradient of a classifier that does not sum to zero may come from a defence, and is
         attacked all the same; the others are refused, see `refuse_contradictions`.
 
+        Examples
+        --------
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> update = Update(net, 2, (1, 2, 2), gradient={"1.bias": torch.tensor([-3.0, 2.0, 1.0])})
         >>> [sentence.partition(":")[0] for sentence in update.contradictions()]
@@ -286,13 +372,25 @@ class Update(ABC):
         return [*self.proven_contradictions(), *self.signs_of_change()]
 
     def refuse_contradictions(self) -> None:
-        """Raise Contradiction where the update proves that what is known of the client is wrong."""
+        """Refuse an update that proves that what is known of the client is wrong.
+
+        Raises
+        ------
+        Contradiction
+            Says what is wrong.
+        """
         proven = self.proven_contradictions()
         if proven:
             raise Contradiction("; ".join(proven))
 
     def bias_gradient(self) -> torch.Tensor | None:
-        """Of the classifier, in the scale of one gradient; None where that is not known."""
+        """Of the classifier, in the scale of one gradient.
+
+        Returns
+        -------
+        Tensor (N,) or None
+            None where that is not known.
+        """
         try:
             return self.equivalent_gradient().get(f"{self.classifier_name}.bias")
         except MissingKnowledge:
@@ -324,7 +422,20 @@ class Update(ABC):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (K, M) in front of the classifier and logits (K, N) for images (K, C, H, W)."""
+        """What the model makes of images, at the classifier.
+
+        Parameters
+        ----------
+        images : (K, C, H, W)
+            In [0, 1].
+
+        Returns
+        -------
+        features : (K, M)
+            In front of the classifier.
+        logits : (K, N)
+            The output of the model.
+        """
         features: list[torch.Tensor] = []
         layer = self.model.get_submodule(self.classifier_name)
         hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
@@ -380,6 +491,13 @@ class Update(ABC):
     def save(self, path: str | Path) -> None:
         """Write all that the update holds, with the model's weights, as one safetensors file.
 
+        Parameters
+        ----------
+        path
+            Of the file.
+
+        Examples
+        --------
         >>> import tempfile
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> sent = {"1.weight": torch.ones(3, 4)}
@@ -407,10 +525,21 @@ class Update(ABC):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> "Update":
-        """Read what `save` wrote; `model` gives the architecture, its weights come from the file.
+        """Read what `save` wrote.
 
-        Raises FileNotFoundError, or ValueError when the file is not an update or is one of another
-        architecture.
+        Parameters
+        ----------
+        path
+            Of the file.
+        model
+            Gives the architecture; its weights come from the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no such file.
+        ValueError
+            When the file is not an update or is one of another architecture.
         """
         parts, about = read_parts(path, ("model", "gradient", "weights_after", "statistics"))
         weights, statistics = parts.pop("model"), parts.pop("statistics")
@@ -450,23 +579,43 @@ class Update(ABC):
     ) -> "WeightsUpdate":
         """A FedAvg update from the weights before and after, as any client or server stored them.
 
-        before, after: a file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array,
-        or a sequence of arrays in the order of `model.state_dict()`, with or without its buffers,
-        as Flower sends them. `before` has all parameters, or is None for the model as it stands;
-        `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are taken
-        from `before`, else from the model.
-        Names that all begin with "module.", "_orig_mod." or "_module.", as DataParallel, compile
-        and Opacus have them, are taken without it; sparse tensors as what they stand for.
-        model: gives the architecture. training: the mode in which the client ran it.
-        delta: whether `after` holds the difference WT - W0 in place of WT.
-        statistics: of what entered batch norm layers at the client, where they are known.
-        facts: what is known besides, such as lr, epochs, batch_size, momentum and drop_last; None
-        is not told.
+        Parameters
+        ----------
+        before, after
+            A file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array, or a
+            sequence of arrays in the order of `model.state_dict()`, with or without its buffers, as
+            Flower sends them. `before` has all parameters, or is None for the model as it stands;
+            `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are
+            taken from `before`, else from the model. Names that all begin with "module.",
+            "_orig_mod." or "_module.", as DataParallel, compile and Opacus have them, are taken
+            without it; sparse tensors as what they stand for.
+        model
+            Gives the architecture.
+        num_samples
+            K, how many samples the client used.
+        input_shape
+            (C, H, W) of one image.
+        training
+            The mode in which the client ran the model.
+        delta
+            Whether `after` holds the difference WT - W0 in place of WT.
+        statistics
+            Of what entered batch norm layers at the client, where they are known.
+        facts
+            What is known besides, such as lr, epochs, batch_size, momentum and drop_last; None is
+            not told.
 
-        Raises ValueError where names, shapes or values do not fit, or for a file that cannot be
-        trusted; Contradiction where `after` is plainly a difference and delta is not set;
-        FileNotFoundError.
+        Raises
+        ------
+        ValueError
+            Where names, shapes or values do not fit, or for a file that cannot be trusted.
+        Contradiction
+            Where `after` is plainly a difference and delta is not set.
+        FileNotFoundError
+            When there is no such file.
 
+        Examples
+        --------
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> after = [weights.detach() - 0.1 for weights in net.parameters()]
         >>> known = {"num_samples": 2, "input_shape": (1, 2, 2)}
@@ -496,8 +645,17 @@ class Update(ABC):
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class GradientUpdate(Update):
-    """FedSGD. gradient: parameter name -> gradient of the mean cross-entropy over the batch.
+    """What a FedSGD client sends, with all that the server knows besides.
 
+    All settings but `gradient` are those of `Update`.
+
+    Parameters
+    ----------
+    gradient
+        Parameter name to gradient of the mean cross-entropy over the batch.
+
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> sent = {"1.weight": torch.ones(3, 4), "1.bias": torch.zeros(3)}
     >>> update = GradientUpdate(net, 2, (1, 2, 2), gradient=sent)
@@ -532,7 +690,9 @@ class GradientUpdate(Update):
 @final
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class WeightsUpdate(Update):
-    """FedAvg. weights_after: parameter name -> value after local training.
+    """What a FedAvg client sends, with all that the server knows besides.
+
+    All settings but `weights_after` are those of `Update`.
 
     Its precision is that of the weights, before any difference is taken: a value w of WT is off by
     up to precision |w|, and so is that of WT - W0, which may be much smaller. The equivalent
@@ -540,6 +700,13 @@ class WeightsUpdate(Update):
     client also trained with these digits, so that each of its s steps rounded, by up to
     precision |w| / lr.
 
+    Parameters
+    ----------
+    weights_after
+        Parameter name to value after local training.
+
+    Examples
+    --------
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> after = {"1.bias": net[1].bias.detach() - 0.5}
     >>> facts = {"lr": 0.1, "epochs": 5, "batch_size": 2}
@@ -679,6 +846,8 @@ def checked_statistics(statistics: Statistics, model: nn.Module) -> dict[str, An
 def weight_of_steps(steps: int, momentum: float) -> float:
     """How much the gradients of all local steps weigh in W0 - WT: their number, for plain SGD.
 
+    Examples
+    --------
     >>> weight_of_steps(3, 0.0), weight_of_steps(2, 0.5)
     (3.0, 2.5)
     """
@@ -689,6 +858,8 @@ def mean_place(steps: int, momentum: float) -> float:
     """Where the local gradients were taken on average, 0 at W0 and 1 at WT, each as it weighs in
     W0 - WT.
 
+    Examples
+    --------
     >>> mean_place(1, 0.0), mean_place(4, 0.0)
     (0.0, 0.375)
     """
