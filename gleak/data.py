@@ -139,7 +139,7 @@ def load_batch(
         Draw at most one image of each class (with `size`).
     image_size
         Resize the shorter side to this and cut out the centre square, in pixels; by default what
-        the name says (PATH@64), else images keep their size, except those of ImageNet (224).
+        the name says (`PATH@64`), else images keep their size, except those of ImageNet (224).
     channels
         1 makes all images gray, 3 gives gray ones three equal channels; by default images are as
         they are, and gray ones among coloured ones get three channels.
