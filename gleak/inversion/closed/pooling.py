@@ -30,11 +30,12 @@ from gleak.inversion.closed.chain import Step
 from gleak.inversion.closed.held import FINAL, gain_of, held_input, noise_of
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import row_of
-from gleak.inversion.closed.solve import double, pull_back
+from gleak.inversion.closed.solve import double, pull_back, taps
 
 ROUNDS = 30  # of places and input in turns; it takes five to twenty
 LOOSER = 0.6
 CALM = 3
+MOVES = 40
 PROJECTIONS = 8  # on the forward pass, in each of them
 RISING = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Sigmoid, nn.Tanh)  # and batch norm
 
@@ -153,15 +154,19 @@ def find_places(
     norm = squared_norm(conv, inputs)
     gain = gain_of(conv)
     nothing = noise_of(observed, sent)
+    misfit = torch.ones(()).to(pooled)
     for turn in range(ROUNDS):
         outputs = oriented(conv, inputs, wins, turns)
-        off = (outputs.amax(3) - pooled).square()
-        spread = torch.stack([e[k].mean() for e, k in zip(off, known, strict=True)]).sqrt()
-        spread = spread.clamp_min(1e-12 * pooled.abs().max()).view(-1, 1, 1, 1)
-        shares = shares_of(outputs, pooled[..., None], spread) * known[..., None]
-        before, places = places, shares.argmax(3)
-        same = before is not None and bool((places == before)[known].all())
-        calm = calm + 1 if same else 0
+        off = torch.where(known, (outputs.amax(3) - pooled).square(), 0.0).flatten(1).sum(1)
+        count = known.flatten(1).sum(1).clamp_min(1)
+        rms = (torch.where(known, pooled.square(), 0.0).flatten(1).sum(1) / count).sqrt()
+        spread = (off / count).sqrt().maximum(misfit * rms).clamp_min(1e-12 * pooled.abs().max())
+        spread = spread.view(-1, 1, 1, 1)
+        likely = likelihood(outputs, pooled[..., None], spread)
+        before = places
+        places, votes, misfit = by_votes(conv, wins, likely, slope, known, inputs, observed, nothing)
+        shares = (likely + votes).softmax(3) * known[..., None]
+        calm = calm + 1 if before is not None and bool((places == before)[known].all()) else 0
         unsure = (slope[..., None].square() * shares * (1 - shares)).sum((2, 3))
         varied = inputs.var((2, 3)).mean(1, keepdim=True)
         variance = (unsure * varied).sum(0) + nothing
@@ -204,17 +209,65 @@ def oriented(
     return outputs.masked_fill(~wins.inside, -torch.inf)
 
 
-def shares_of(outputs: torch.Tensor, pooled: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-    """How likely each place of a window is to have passed its value on; sums to 1 over the last.
+def likelihood(outputs: torch.Tensor, pooled: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Log-likelihood of each place of a window that it passed its value on, up to a constant.
 
     outputs: (K, C, windows, places). pooled: (K, C, windows, 1). spread: (K, 1, 1, 1).
 
-    >>> shares_of(torch.tensor([1.0, 1.0, -9.0]), torch.tensor(1.0), torch.tensor(0.1)).tolist()
+    >>> values = torch.tensor([1.0, 1.0, -9.0])
+    >>> likelihood(values, torch.tensor(1.0), torch.tensor(0.1)).softmax(0).tolist()
     [0.5, 0.5, 0.0]
     """
     off = (outputs - pooled) / spread
-    likely = -0.5 * off.square() - torch.special.log_ndtr(-off)
-    return likely.nan_to_num(nan=-torch.inf).softmax(-1)
+    return (-0.5 * off.square() - torch.special.log_ndtr(-off)).nan_to_num(nan=-1e30, neginf=-1e30)
+
+
+def by_votes(
+    conv: nn.Conv2d,
+    wins: Windows,
+    likely: torch.Tensor,
+    slope: torch.Tensor,
+    known: torch.Tensor,
+    inputs: torch.Tensor,
+    observed: torch.Tensor,
+    nothing: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places of the maxima by their likelihood and by the weight gradient, given the input.
+
+    To move a slope D from one place to another changes the gradient by D times the difference of
+    the patches that the convolution sees there. What that mends of what the gradient misses adds
+    to the likelihood. In each pass every channel moves the one that it gains most from.
+
+    Returns places (K, C, windows), the votes for each place (K, C, windows, places), and the
+    relative misfit of the gradient ().
+    """
+    settings = (conv.stride, conv.padding, conv.dilation)
+    patches = taps(conv, inputs).flatten(1, 2)[:, :, wins.index]  # (K, taps x C, windows, places)
+    patches = torch.where(wins.inside, patches, 0.0)
+    inner = torch.einsum("kdwp,kdwq->kwpq", patches, patches)[:, None]
+    size = inner.diagonal(dim1=-2, dim2=-1)  # (K, 1, windows, places)
+    places = likely.argmax(3)
+    for _ in range(MOVES):
+        chosen = F.one_hot(places, likely.shape[3]) * known[..., None]
+        tilted = wins.back(chosen * slope[..., None])
+        missing = observed - torch.nn.grad.conv2d_weight(inputs, conv.weight.shape, tilted, *settings)
+        noise = missing.square().mean((1, 2, 3)) + nothing
+        seen = wins.of(F.conv2d(inputs, missing, None, *settings))
+        here = places[..., None]
+        now = inner.expand(*likely.shape, -1).gather(3, here[..., None].expand(*here.shape, size.shape[-1])).squeeze(3)
+        apart = size + size.expand_as(likely).gather(3, here) - 2 * now
+        gained = 2 * slope[..., None] * (seen - seen.gather(3, here)) - slope[..., None].square() * apart
+        votes = gained / (2 * noise.view(-1, 1, 1))
+        total = likely - likely.gather(3, here) + votes
+        total = torch.where(known[..., None] & wins.inside, total, 0.0)
+        best = total.movedim(1, 0).flatten(1).max(1)
+        if not (best.values > 1e-9).any():
+            break
+        move = torch.zeros_like(total, dtype=torch.bool).movedim(1, 0).flatten(1)
+        move = move.scatter(1, best.indices[:, None], (best.values > 1e-9)[:, None])
+        move = move.unflatten(1, (len(total), *total.shape[2:])).movedim(0, 1)
+        places = torch.where(move.any(3), move.long().argmax(3), places)
+    return places, votes, missing.norm() / observed.norm()
 
 
 @torch.no_grad()
