@@ -47,22 +47,25 @@ def held_through(conv: nn.Conv2d, place: Place, sent: Sent, guess: torch.Tensor)
     slope, variance = place.whole_slope, noise_of(observed, sent).expand(len(observed))
     assert place.values is not None
     known = torch.ones_like(slope, dtype=torch.bool) if place.known is None else place.known
-    inputs, gain, share = guess.double(), gain_of(conv), known
+    told = known.flatten(1).sum(1).clamp_min(1)
+    inputs, share, held = guess.double(), known, None
     for _ in range(ROUNDS):
         with torch.no_grad():
             outputs = units = double(conv, inputs)
             for layer in place.onwards:
                 units = double(layer, units)
-        miss = torch.where(known, outputs - place.values, 0.0).flatten(1)
-        size = (miss.square().sum(1) / known.flatten(1).sum(1).clamp_min(1)).sqrt()
-        firm = (gain / size.clamp_min(1e-12 * place.values.abs().max())).square()
-        if place.unmasked is not None:
-            before, share = share, known | (units > 0)
+        miss = torch.where(known, outputs - place.values, 0.0)
+        spread = (miss.flatten(1).square().sum(1) / told).sqrt()
+        spread = spread.clamp_min(1e-12 * place.values.abs().max())
+        if held is None:
+            held = (gain_of(conv) / spread).square()
+        elif place.unmasked is not None:
+            before, share = share, known | (units > 3 * spread.view(-1, *[1] * (units.ndim - 1)))
             slope = place.unmasked * share
-            if _ and torch.equal(before, share):
+            if torch.equal(before, share):
                 break
-        if not _:
-            held = firm
+        else:
+            break
         inputs, deviation = held_input(conv, slope, observed, guess, held, variance, FINAL)
     return Place(pull_back(conv, slope, inputs), inputs, deviation=deviation)
 

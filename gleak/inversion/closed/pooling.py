@@ -33,7 +33,6 @@ from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
 ROUNDS = 30  # of places and input in turns; it takes five to twenty
-LOOSER = 0.6
 CALM = 3
 MOVES = 40
 PROJECTIONS = 8  # on the forward pass, in each of them
@@ -154,7 +153,7 @@ def find_places(
     norm = squared_norm(conv, inputs)
     gain = gain_of(conv)
     nothing = noise_of(observed, sent)
-    misfit = torch.ones(()).to(pooled)
+    misfit = torch.zeros(()).to(pooled)
     for turn in range(ROUNDS):
         outputs = oriented(conv, inputs, wins, turns)
         off = torch.where(known, (outputs.amax(3) - pooled).square(), 0.0).flatten(1).sum(1)
@@ -163,6 +162,10 @@ def find_places(
         spread = (off / count).sqrt().maximum(misfit * rms).clamp_min(1e-12 * pooled.abs().max())
         spread = spread.view(-1, 1, 1, 1)
         likely = likelihood(outputs, pooled[..., None], spread)
+        if turn == 0:
+            *_, misfit = by_votes(conv, wins, likely, slope, known, inputs, observed, nothing, 1)
+            spread = spread.maximum((misfit * rms).view(-1, 1, 1, 1))
+            likely = likelihood(outputs, pooled[..., None], spread)
         before = places
         places, votes, misfit = by_votes(conv, wins, likely, slope, known, inputs, observed, nothing)
         shares = (likely + votes).softmax(3) * known[..., None]
@@ -171,7 +174,7 @@ def find_places(
         varied = inputs.var((2, 3)).mean(1, keepdim=True)
         variance = (unsure * varied).sum(0) + nothing
         tilted = wins.back(shares * slope[..., None])
-        firm = (gain / spread).flatten().square() * LOOSER**turn
+        firm = (gain / spread).flatten().square()
         if 'TRACE' in globals():
             TRACE(turn, inputs, places, spread)
         if calm == CALM:
@@ -231,6 +234,7 @@ def by_votes(
     inputs: torch.Tensor,
     observed: torch.Tensor,
     nothing: torch.Tensor,
+    moves: int = MOVES,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The places of the maxima by their likelihood and by the weight gradient, given the input.
 
@@ -247,7 +251,7 @@ def by_votes(
     inner = torch.einsum("kdwp,kdwq->kwpq", patches, patches)[:, None]
     size = inner.diagonal(dim1=-2, dim2=-1)  # (K, 1, windows, places)
     places = likely.argmax(3)
-    for _ in range(MOVES):
+    for _ in range(moves):
         chosen = F.one_hot(places, likely.shape[3]) * known[..., None]
         tilted = wins.back(chosen * slope[..., None])
         missing = observed - torch.nn.grad.conv2d_weight(inputs, conv.weight.shape, tilted, *settings)
