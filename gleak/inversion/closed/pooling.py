@@ -33,6 +33,7 @@ from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
 ROUNDS = 30  # of places and input in turns; it takes five to twenty
+LOOSER = 0.01  # how firmly the last solution is held, since projections hide part of the error
 CALM = 3
 MOVES = 40
 PROJECTIONS = 8  # on the forward pass, in each of them
@@ -192,7 +193,7 @@ def find_places(
     chosen = F.one_hot(places, wins.index.shape[1]).bool() & known[..., None]
     tilted = wins.back(chosen * slope[..., None])
     inputs, deviation = held_input(
-        conv, tilted, observed, inputs, firm, nothing.expand(len(variance)), FINAL
+        conv, tilted, observed, inputs, LOOSER * firm, nothing.expand(len(variance)), FINAL
     )
     return Place(pull_back(conv, tilted, inputs), inputs, deviation=deviation)
 
