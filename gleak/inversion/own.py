@@ -16,7 +16,7 @@ import torch
 
 from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, found_at_once
 from gleak.inversion.closed import Peeled, peel
-from gleak.inversion.closed.peel import TOLERANCE
+from gleak.inversion.closed.peel import TOLERANCE, hidden_by_maxima, peel_behind
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.presets import (
     GLEAK_COARSE,
@@ -38,6 +38,7 @@ from gleak.inversion.update_models import (
 )
 from gleak.labels.features import image_features
 from gleak.labels.last_layer import LastLayer
+from gleak.labels.tolerance import FLOAT32
 from gleak.update import GradientUpdate, MissingKnowledge, Update, WeightsUpdate
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
@@ -95,13 +96,59 @@ class Gleak(Attack):
             fell_back = (f"closed form: {error}",)
         if peeled and (peeled.is_image or not peeled.is_features):
             matching = preset_for(peeled, update).override(**self.settings)
-            return of_peeled(matching, update, labels, options, peeled)
+            if hidden_by_maxima(peeled) and update.precision <= FLOAT32:
+                return self.with_maxima(matching, update, labels, options, peeled)
+            found = of_peeled(matching, update, labels, options, peeled)
+            if peeled.sharp:
+                found = with_more_starts(matching, update, labels, options, peeled, found)
+            return found
         if peeled:
             fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
         found = matching.search(update, labels, options, peeled)
-        if peeled and peeled.sharp and not peeled.is_features:
-            found = with_more_starts(matching, update, labels, options, peeled, found)
         return replace(found, fell_back=fell_back)
+
+    def with_maxima(
+        self,
+        matching: GradientMatching,
+        update: Update,
+        labels: torch.Tensor,
+        options: Options,
+        peeled: Peeled,
+    ) -> Inversion:
+        """Images in two searches: those of a short one tell the places of maxima, these the layers
+        before, whose activations are the other's.
+
+        Where they do not, the other goes on from what was known. Each image is that of the search
+        that comes nearer to what was known without images.
+        """
+        total = sum(stage.iterations for stage in matching.stages)
+        first = matching.override(iterations=max(total // 3, 1))
+        found = first.search(update, labels, options, peeled)
+        if not found.finished:
+            return found
+        done = len(found.history)
+        options = replace(options, start=None, snapshots=[s - done for s in options.snapshots])
+        left = {"iterations": max(total - done, 1)}
+        fell_back: tuple[str, ...] = ()
+        try:
+            further = peel_behind(peeled, found.images)
+        except MissingKnowledge as error:
+            fell_back = (f"closed form: {error}",)
+            more = matching.override(**left).search(update, labels, options, peeled)
+        else:
+            search = preset_for(further, update).override(**self.settings)
+            search = search.override(**left) if "iterations" in self.settings else search
+            more = of_peeled(search, update, labels, options, further)
+            if not further.is_image:
+                more = with_more_starts(search, update, labels, options, further, more)
+        worse = misfits(more.images, peeled) > misfits(found.images, peeled)
+        return replace(
+            more,
+            images=torch.where(worse.view(-1, 1, 1, 1), found.images, more.images),
+            history=joined([found.history, more.history]),
+            snapshots={**found.snapshots, **{done + s: x for s, x in more.snapshots.items()}},
+            fell_back=fell_back,
+        )
 
     def of_weights(
         self, update: WeightsUpdate, labels: torch.Tensor, options: Options

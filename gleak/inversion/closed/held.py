@@ -42,7 +42,7 @@ def held_through(conv: nn.Conv2d, place: Place, sent: Sent, guess: torch.Tensor)
     equations = observed[:, 0].numel()
     if equations < unknown:
         raise ArithmeticError(
-            f"its weight gradient gives {equations} equations for {unknown} unknowns of each channel"
+            f"its weight gradient gives {equations} equations for {unknown} unknowns a channel"
         )
     slope, variance = place.whole_slope, noise_of(observed, sent).expand(len(observed))
     assert place.values is not None

@@ -33,6 +33,7 @@ from gleak.labels.features import image_features
 from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge, Update
 
+SPARE = 1.25  # 2 and more are found, 1.1 is not
 TOLERANCE = 1e-2  # relative error of an equation, above which masks are wrong and not only digits
 
 
@@ -120,7 +121,36 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
     tolerance = max(TOLERANCE, sent.precision)
     allowed = tolerance if misfit_allowed is None else misfit_allowed
     front = Front(chain, sent, depth, depth, place, features, careful, tolerance, allowed)
-    return descend(front, depth)
+    return descend(front)
+
+
+def hidden_by_maxima(peeled: Peeled) -> bool:
+    """Whether a max-pooling ended the peeling whose places may be found, as far as counting says.
+
+    The gradient of the convolution in front of it must give `SPARE` times as many equations as
+    there are unknowns: the places take some of them.
+    """
+    try:
+        index, at, _, _ = pooling_of(peeled.front)
+    except ArithmeticError:
+        return False
+    conv, entering = peeled.front.chain.steps[at].layer, peeled.front.chain.steps[at].entering
+    weight = conv.get_parameter("weight")
+    unknown = len(peeled.activations) * entering[1] * entering[2]
+    return weight[:, 0].numel() >= SPARE * unknown
+
+
+def pooling_of(front: Front) -> tuple[int, int, list[Step], torch.Tensor]:
+    """The pooling right in front of what is known, and as `behind` what lies in front of that.
+
+    Raises ArithmeticError where there is none.
+    """
+    steps, index = front.chain.steps, front.depth - 1
+    while index > 0 and isinstance(steps[index].layer, nn.Identity):
+        index -= 1
+    if index < 1 or not isinstance(steps[index].layer, nn.MaxPool2d):
+        raise ArithmeticError("the peeling did not end at a max-pooling")
+    return index, *behind(steps, index)
 
 
 def peel_behind(peeled: Peeled, images: torch.Tensor) -> Peeled:
@@ -130,36 +160,29 @@ def peel_behind(peeled: Peeled, images: torch.Tensor) -> Peeled:
 
     Raises MissingKnowledge where it was no pooling that ended it, or the places are not found.
     """
-    front = peeled.front
-    steps, place = front.chain.steps, front.place
-    index = front.depth - 1
-    while index > 0 and isinstance(steps[index].layer, nn.Identity):
-        index -= 1
-    pool = steps[index].layer
-    if index < 1 or not isinstance(pool, nn.MaxPool2d) or place.values is None:
-        raise MissingKnowledge("the peeling did not end at a max-pooling")
+    front, images = peeled.front, images.to(peeled.activations)
+    place, steps = front.place, front.chain.steps
     try:
-        at, between, turns = behind(steps, index)
+        index, at, between, turns = pooling_of(front)
         for step in between:
             place = through(step, place, front.sent, front.allowed, front.careful)
-        conv = steps[at].layer
-        assert isinstance(conv, nn.Conv2d)
-        start = front.chain.values(at, images.to(peeled.activations))
-        limits = bounds(steps, at)
+        conv, pool = steps[at].layer, steps[index].layer
+        assert isinstance(conv, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)
+        start, limits = front.chain.values(at, images), bounds(steps, at)
         place = find_places(conv, pool, place, front.sent, start, limits, turns)
+        assert place.values is not None
+        if not consistent(steps[at:-1], place.values, front.features, front.tolerance):
+            raise ArithmeticError("what was found in front of it does not lead to the features")
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
-        raise MissingKnowledge(f"{steps[index].kind} (layer {index}): {error}") from error
-    assert place.values is not None
-    if not consistent(steps[at:-1], place.values, front.features, front.tolerance):
-        raise MissingKnowledge("the places of its maxima were not found: they miss the features")
-    return descend(replace(front, depth=at, place=place, careful=True, images=images.to(peeled.activations)), at)
+        raise MissingKnowledge(f"the places of the maxima were not found: {error}") from error
+    return descend(replace(front, depth=at, place=place, careful=True, images=images))
 
 
-def descend(front: Front, index: int) -> Peeled:
-    """Peel from what is known behind step `index` - 1, as far as it goes."""
+def descend(front: Front) -> Peeled:
+    """Peel from where the front stands, as far as it goes."""
     chain, sent, place, tolerance = front.chain, front.sent, front.place, front.tolerance
     steps, ended = chain.steps, ""
-    for index in range(index - 1, -1, -1):
+    for index in range(front.depth - 1, -1, -1):
         step = steps[index]
         if isinstance(step.layer, nn.Identity):
             continue

@@ -7,13 +7,14 @@ pooling give a first input. Then in turns:
 
 The places. The convolution of the present input should be the pooled value at one place of a window
 and no more than that at the others. With errors of standard deviation s the log-likelihood of a
-place with output z and pooled value v is -((z - v) / s)^2 / 2 - log Phi((v - z) / s). Its softmax
-over the window gives each place a share.
+place with output z and pooled value v is -((z - v) / s)^2 / 2 - log Phi((v - z) / s). The gradient
+has a say in it too: what moving the slope to that place mends of it. The softmax of both over the
+window gives each place a share.
 
-The input. Least squares on the weight gradient with these shares: outputs whose places are unsure
-count less, and images that are still far off are held more firmly to what they were. Then some steps
-of projection on what the forward pass tells: equal at the place, at most the pooled value elsewhere,
-and no activation beyond its bounds.
+The input. Least squares on the weight gradient with these shares, see `held`: outputs whose places
+are unsure count less, and images that are still far off are held more firmly to what they were.
+Then some steps of projection on what the forward pass tells: equal at the place, at most the pooled
+value elsewhere, and no activation beyond its bounds.
 
 Layers between the convolution and the pooling that act on each value alone are taken behind it: the
 largest of the values is the value of the largest, or of the smallest where a layer turns the order.
@@ -21,10 +22,13 @@ largest of the values is the value of the largest, or of the smallest where a la
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from gleak.inversion.closed.chain import Step
 from gleak.inversion.closed.held import FINAL, gain_of, held_input, noise_of
@@ -34,8 +38,9 @@ from gleak.inversion.closed.solve import double, pull_back, taps
 
 ROUNDS = 30  # of places and input in turns; it takes five to twenty
 LOOSER = 0.01  # how firmly the last solution is held, since projections hide part of the error
-CALM = 3
-MOVES = 40
+CALM = 3  # rounds without a change of places that end them
+MOVES = 40  # of a place in each channel and round, at most
+LITTLE = 1e-9  # of log-likelihood: a move that gains less is none
 PROJECTIONS = 8  # on the forward pass, in each of them
 RISING = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Sigmoid, nn.Tanh)  # and batch norm
 
@@ -85,7 +90,8 @@ def behind(steps: Sequence[Step], index: int) -> tuple[int, list[Step], torch.Te
 
     Raises ArithmeticError where there is anything else in front of the pooling.
     """
-    pool, between = steps[index], []
+    pool = steps[index]
+    between: list[Step] = []
     turns = torch.ones(pool.leaving[0], 1)
     for at in range(index - 1, -1, -1):
         layer = steps[at].layer
@@ -150,34 +156,34 @@ def find_places(
         known = place.known.flatten(2)
     low, high = (end.to(start) for end in limits)
     inputs = start.double().clamp(low, high)
-    places, calm = None, 0
+    calm = 0
     norm = squared_norm(conv, inputs)
     gain = gain_of(conv)
     nothing = noise_of(observed, sent)
-    misfit = torch.zeros(()).to(pooled)
-    for turn in range(ROUNDS):
+    misfit, places = None, torch.empty(0)
+    for _ in range(ROUNDS):
         outputs = oriented(conv, inputs, wins, turns)
-        off = torch.where(known, (outputs.amax(3) - pooled).square(), 0.0).flatten(1).sum(1)
         count = known.flatten(1).sum(1).clamp_min(1)
-        rms = (torch.where(known, pooled.square(), 0.0).flatten(1).sum(1) / count).sqrt()
-        spread = (off / count).sqrt().maximum(misfit * rms).clamp_min(1e-12 * pooled.abs().max())
+        off = torch.where(known, (outputs.amax(3) - pooled).square(), 0.0).flatten(1).sum(1)
+        size = torch.where(known, pooled.square(), 0.0).flatten(1).sum(1)
+        least = 1e-12 * pooled.abs().max()
+        ask = partial(by_votes, conv, wins, slope, known, inputs, observed, nothing)
+        if misfit is None:
+            *_, misfit = ask(outputs, 0)
+        # a search matched what is known here, so that its images seem nearer than they are
+        spread = (off / count).sqrt().maximum(misfit * (size / count).sqrt()).clamp_min(least)
         spread = spread.view(-1, 1, 1, 1)
         likely = likelihood(outputs, pooled[..., None], spread)
-        if turn == 0:
-            *_, misfit = by_votes(conv, wins, likely, slope, known, inputs, observed, nothing, 1)
-            spread = spread.maximum((misfit * rms).view(-1, 1, 1, 1))
-            likely = likelihood(outputs, pooled[..., None], spread)
         before = places
-        places, votes, misfit = by_votes(conv, wins, likely, slope, known, inputs, observed, nothing)
+        places, votes, misfit = ask(likely, MOVES)
         shares = (likely + votes).softmax(3) * known[..., None]
-        calm = calm + 1 if before is not None and bool((places == before)[known].all()) else 0
+        same = before.shape == places.shape and bool((places == before)[known].all())
+        calm = calm + 1 if same else 0
         unsure = (slope[..., None].square() * shares * (1 - shares)).sum((2, 3))
         varied = inputs.var((2, 3)).mean(1, keepdim=True)
         variance = (unsure * varied).sum(0) + nothing
         tilted = wins.back(shares * slope[..., None])
         firm = (gain / spread).flatten().square()
-        if 'TRACE' in globals():
-            TRACE(turn, inputs, places, spread)
         if calm == CALM:
             break
         inputs = held_input(conv, tilted, observed, inputs, firm, variance)[0].clamp(low, high)
@@ -189,7 +195,6 @@ def find_places(
             miss = torch.where(miss.isfinite(), miss, 0.0)  # behind the border
             step = pull_back(conv, wins.back(miss * turns[..., None]), inputs)
             inputs = (inputs - step / norm).clamp(low, high)
-    assert places is not None
     chosen = F.one_hot(places, wins.index.shape[1]).bool() & known[..., None]
     tilted = wins.back(chosen * slope[..., None])
     inputs, deviation = held_input(
@@ -229,13 +234,13 @@ def likelihood(outputs: torch.Tensor, pooled: torch.Tensor, spread: torch.Tensor
 def by_votes(
     conv: nn.Conv2d,
     wins: Windows,
-    likely: torch.Tensor,
     slope: torch.Tensor,
     known: torch.Tensor,
     inputs: torch.Tensor,
     observed: torch.Tensor,
     nothing: torch.Tensor,
-    moves: int = MOVES,
+    likely: torch.Tensor,
+    moves: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The places of the maxima by their likelihood and by the weight gradient, given the input.
 
@@ -246,33 +251,39 @@ def by_votes(
     Returns places (K, C, windows), the votes for each place (K, C, windows, places), and the
     relative misfit of the gradient ().
     """
-    settings = (conv.stride, conv.padding, conv.dilation)
+    settings: Any = (conv.stride, conv.padding, conv.dilation)
     patches = taps(conv, inputs).flatten(1, 2)[:, :, wins.index]  # (K, taps x C, windows, places)
     patches = torch.where(wins.inside, patches, 0.0)
     inner = torch.einsum("kdwp,kdwq->kwpq", patches, patches)[:, None]
     size = inner.diagonal(dim1=-2, dim2=-1)  # (K, 1, windows, places)
-    places = likely.argmax(3)
-    for _ in range(moves):
+    places, votes = likely.argmax(3), torch.zeros_like(likely)
+
+    def misses() -> torch.Tensor:
         chosen = F.one_hot(places, likely.shape[3]) * known[..., None]
         tilted = wins.back(chosen * slope[..., None])
-        missing = observed - torch.nn.grad.conv2d_weight(inputs, conv.weight.shape, tilted, *settings)
+        made = conv2d_weight(inputs, conv.weight.shape, tilted, *settings)
+        return observed - made
+
+    for _ in range(moves):
+        missing = misses()
         noise = missing.square().mean((1, 2, 3)) + nothing
         seen = wins.of(F.conv2d(inputs, missing, None, *settings))
         here = places[..., None]
-        now = inner.expand(*likely.shape, -1).gather(3, here[..., None].expand(*here.shape, size.shape[-1])).squeeze(3)
-        apart = size + size.expand_as(likely).gather(3, here) - 2 * now
-        gained = 2 * slope[..., None] * (seen - seen.gather(3, here)) - slope[..., None].square() * apart
-        votes = gained / (2 * noise.view(-1, 1, 1))
-        total = likely - likely.gather(3, here) + votes
-        total = torch.where(known[..., None] & wins.inside, total, 0.0)
-        best = total.movedim(1, 0).flatten(1).max(1)
-        if not (best.values > 1e-9).any():
+        index = here[..., None].expand(*here.shape, likely.shape[3])
+        crossed = inner.expand(*likely.shape, -1).gather(3, index).squeeze(3)
+        apart = size + size.expand_as(likely).gather(3, here) - 2 * crossed
+        mended = 2 * slope[..., None] * (seen - seen.gather(3, here))
+        mended = mended - slope[..., None].square() * apart
+        votes = mended / (2 * noise.view(-1, 1, 1))
+        gain = likely - likely.gather(3, here) + votes
+        gain = torch.where(known[..., None] & wins.inside, gain, 0.0).movedim(1, 0).flatten(1)
+        most, where = gain.max(1, keepdim=True)
+        if not (most > LITTLE).any():
             break
-        move = torch.zeros_like(total, dtype=torch.bool).movedim(1, 0).flatten(1)
-        move = move.scatter(1, best.indices[:, None], (best.values > 1e-9)[:, None])
-        move = move.unflatten(1, (len(total), *total.shape[2:])).movedim(0, 1)
+        move = torch.zeros_like(gain, dtype=torch.bool).scatter(1, where, most > LITTLE)
+        move = move.unflatten(1, (len(likely), *likely.shape[2:])).movedim(0, 1)
         places = torch.where(move.any(3), move.long().argmax(3), places)
-    return places, votes, missing.norm() / observed.norm()
+    return places, votes, misses().norm() / observed.norm()
 
 
 @torch.no_grad()
