@@ -14,8 +14,7 @@ from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.solve import by_tap, double, input_equations, pull_back
 from gleak.labels.tolerance import scaled
 
-REWEIGHTED = 3  # times that the equations are weighed anew by what they miss
-FINAL = 10  # the same, for the last time
+REWEIGHTED = 10  # times that the equations are weighed anew by what they miss
 ROUNDS = 5  # of masks and input in turns
 
 
@@ -66,7 +65,7 @@ def held_through(conv: nn.Conv2d, place: Place, sent: Sent, guess: torch.Tensor)
                 break
         else:
             break
-        inputs, deviation = held_input(conv, slope, observed, guess, held, variance, FINAL)
+        inputs, deviation = held_input(conv, slope, observed, guess, held, variance)
     return Place(pull_back(conv, slope, inputs), inputs, deviation=deviation)
 
 
@@ -77,7 +76,6 @@ def held_input(
     present: torch.Tensor,
     firm: torch.Tensor,
     variance: torch.Tensor,
-    rounds: int = REWEIGHTED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The input (K, C, H, W) that makes the weight gradient, held to the present one, its error.
 
@@ -93,7 +91,7 @@ def held_input(
     missing = target - matrix @ start
     held = firm.repeat_interleave(pixels) / scaled[:, 0].square()
     off = torch.zeros_like(variance)
-    for _ in range(rounds):
+    for _ in range(REWEIGHTED):
         weights = (variance + off).rsqrt().view(-1, 1, 1)
         seen, wanted = (matrix * weights).flatten(0, 1), (missing * weights).flatten(0, 1)
         square = seen.T @ seen

@@ -31,13 +31,13 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from gleak.inversion.closed.chain import Step
-from gleak.inversion.closed.held import FINAL, gain_of, held_input, noise_of
+from gleak.inversion.closed.held import gain_of, held_input, noise_of
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
 ROUNDS = 30  # of places and input in turns; it takes five to twenty
-LOOSER = 0.01  # how firmly the last solution is held, since projections hide part of the error
+LOOSER = 0.01  # how firmly an input is held, since projections hide part of its error
 CALM = 3  # rounds without a change of places that end them
 MOVES = 40  # of a place in each channel and round, at most
 LITTLE = 1e-9  # of log-likelihood: a move that gains less is none
@@ -183,7 +183,7 @@ def find_places(
         varied = inputs.var((2, 3)).mean(1, keepdim=True)
         variance = (unsure * varied).sum(0) + nothing
         tilted = wins.back(shares * slope[..., None])
-        firm = (gain / spread).flatten().square()
+        firm = LOOSER * (gain / spread).flatten().square()
         if calm == CALM:
             break
         inputs = held_input(conv, tilted, observed, inputs, firm, variance)[0].clamp(low, high)
@@ -198,7 +198,7 @@ def find_places(
     chosen = F.one_hot(places, wins.index.shape[1]).bool() & known[..., None]
     tilted = wins.back(chosen * slope[..., None])
     inputs, deviation = held_input(
-        conv, tilted, observed, inputs, LOOSER * firm, nothing.expand(len(variance)), FINAL
+        conv, tilted, observed, inputs, firm, nothing.expand(len(variance))
     )
     return Place(pull_back(conv, tilted, inputs), inputs, deviation=deviation)
 
