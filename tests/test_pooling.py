@@ -1,5 +1,7 @@
 """Which places of a max-pooling held the maxima, and what lies in front of it."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -11,16 +13,16 @@ from gleak.inversion.closed.peel import hidden_by_maxima, peel_behind
 from gleak.inversion.closed.pooling import Windows, behind, bounds
 
 
-def network(pool=None, *between):
-    """Two convolutions, a max-pooling, another convolution; in float64, and uneven weights."""
+def network(pool=None, *between, width=48):
+    """Two convolutions, a max-pooling, another convolution; in float64."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(8, 48, 3, padding=1),
+        nn.Conv2d(8, width, 3, padding=1),
         *(between or [nn.ReLU()]),
         pool or nn.MaxPool2d(2),
-        nn.Conv2d(48, 48, 3, padding=1),
+        nn.Conv2d(width, 48, 3, padding=1),
         nn.ReLU(),
         nn.Flatten(),
     )
@@ -72,15 +74,17 @@ def test_images_with_noise_tell_the_places(pool, between):
     assert (further.activations - truth).norm() < 1e-8 * truth.norm()
 
 
-def test_images_that_tell_nothing_find_no_places():
+def test_a_gradient_of_other_images_finds_no_places():
     batch, update = sent(network())
+    other = update.gradient["2.weight"].flip(0)
+    update = dataclasses.replace(update, gradient={**update.gradient, "2.weight": other})
     peeled = peel(update, batch.label_counts)
     with pytest.raises(gleak.MissingKnowledge, match="places of the maxima were not found"):
-        peel_behind(peeled, torch.zeros_like(batch.images))
+        peel_behind(peeled, near(batch.images))
 
 
 def test_places_need_more_equations_than_unknowns():
-    batch, update = sent(network(), size=6)  # 48 x 9 equations, 6 x 64 unknowns
+    batch, update = sent(network(width=8))  # 8 x 9 equations, 64 unknowns
     peeled = peel(update, batch.label_counts)
     assert "MaxPool2d" in peeled.ended and not hidden_by_maxima(peeled)
 

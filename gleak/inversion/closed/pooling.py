@@ -123,7 +123,8 @@ def bounds(steps: Sequence[Step], index: int) -> tuple[torch.Tensor, torch.Tenso
         device = next((t.device for t in step.layer.buffers()), low.device)
         ends = [row_of(step.layer).forward(step.layer, end.to(device)) for end in (low, high)]
         low, high = torch.minimum(*ends).cpu(), torch.maximum(*ends).cpu()
-        low, high = low.nan_to_num(nan=-torch.inf), high.nan_to_num(nan=torch.inf)
+        low = torch.where(low.isnan(), -torch.inf, low)
+        high = torch.where(high.isnan(), torch.inf, high)
     return low[0], high[0]
 
 
