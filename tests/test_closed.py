@@ -346,7 +346,7 @@ LAYERS = [
 
 
 def test_each_row_is_tried():
-    assert {*ROWS} - {type(layer) for layer in LAYERS} == {BlockLayer, Reshape}
+    assert {*ROWS} - {type(layer) for layer in LAYERS} == {BlockLayer, Reshape, nn.MaxPool2d}
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)

@@ -79,7 +79,7 @@ def test_a_gradient_of_other_images_finds_no_places():
     other = update.gradient["2.weight"].flip(0)
     update = dataclasses.replace(update, gradient={**update.gradient, "2.weight": other})
     peeled = peel(update, batch.label_counts)
-    with pytest.raises(gleak.MissingKnowledge, match="places of the maxima were not found"):
+    with pytest.raises(gleak.MissingKnowledge, match="places of its maxima were not found"):
         peel_behind(peeled, near(batch.images))
 
 

@@ -169,12 +169,13 @@ def peel_behind(peeled: Peeled, images: torch.Tensor) -> Peeled:
         conv, pool = steps[at].layer, steps[index].layer
         assert isinstance(conv, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)
         start, limits = front.chain.values(at, images), bounds(steps, at)
-        place = find_places(conv, pool, place, front.sent, start, limits, turns)
+        place = find_places(conv, pool, place, front.sent, start, limits, turns, front.allowed)
         assert place.values is not None
         if not consistent(steps[at:-1], place.values, front.features, front.tolerance):
             raise ArithmeticError("what was found in front of it does not lead to the features")
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
-        raise MissingKnowledge(f"the places of the maxima were not found: {error}") from error
+        reason = f"the places of its maxima were not found: {error}"
+        raise MissingKnowledge(f"{peeled.ended.split(':')[0]}: {reason}") from error
     return descend(replace(front, depth=at, place=place, careful=True, images=images))
 
 

@@ -136,6 +136,7 @@ def find_places(
     start: torch.Tensor,
     limits: tuple[torch.Tensor, torch.Tensor],
     turns: torch.Tensor,
+    allowed: float,
 ) -> Place:
     """What is known behind a convolution in front of a max-pooling, from what is known behind that.
 
@@ -143,7 +144,9 @@ def find_places(
     convolution's weight gradient. start: a first input (K, C, H, W). limits: between what it lies.
     turns: as in `behind`. Values are known at the places found, and slopes everywhere.
 
-    Raises ArithmeticError where nothing is known behind the pooling.
+    allowed: relative misfit of the gradient.
+
+    Raises ArithmeticError where nothing is known behind the pooling, or no places fit.
     """
     if place.values is None:
         raise ArithmeticError("its output is hidden")
@@ -196,6 +199,9 @@ def find_places(
             miss = torch.where(miss.isfinite(), miss, 0.0)  # behind the border
             step = pull_back(conv, wins.back(miss * turns[..., None]), inputs)
             inputs = (inputs - step / norm).clamp(low, high)
+    assert misfit is not None
+    if misfit > allowed:
+        raise ArithmeticError(f"the best that were found miss the gradient by {misfit:.1%}")
     chosen = F.one_hot(places, wins.index.shape[1]).bool() & known[..., None]
     tilted = wins.back(chosen * slope[..., None])
     inputs, deviation = held_input(
