@@ -1,8 +1,12 @@
 import copy
+import itertools
+import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,9 +14,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from filelock import FileLock
+from slices import slices
 
 import gleak
 from gleak.study import chapters
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the chapters what their checked cells need; and what takes long starts first."""
+    kept, left = [], []
+    for file, of_file in itertools.groupby(items, lambda item: item.path):
+        of_file = list(of_file)
+        if file.suffix != ".ipynb":
+            kept += of_file
+            continue
+        for item, source in zip(of_file, slices([i.cell for i in of_file]), strict=True):
+            item.cell.source = source
+            (kept if source else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = sorted(kept, key=lambda item: -seconds(item))
+
+
+@cache
+def chapter_seconds():
+    """Chapter -> how long its committed notebook took."""
+    records = chapters.runtimes("reference").glob("*.json")
+    return {file.stem: json.loads(file.read_text())["seconds"] for file in records}
+
+
+def seconds(item):
+    """How long a chapter takes, whatever is marked as slow more than that, and 0 for the rest."""
+    if item.get_closest_marker("slow"):
+        return math.inf
+    return chapter_seconds().get(item.path.stem, 0)
 
 
 @pytest.fixture
