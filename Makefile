@@ -39,7 +39,7 @@ pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book 
 	$(VENV) -m gleak pdf
 
 test: setup lint  ## run all tests: package, chapters on other data and as committed, book
-	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --nbval-current-env --numprocesses 2 \
+	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --numprocesses 2 \
 		--dist loadfile --no-loadscope-reorder tests gleak notebooks
 
 lint: setup

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from filelock import FileLock
+from kernels import Kernels
 from slices import slices
 
 import gleak
 from gleak.study import chapters
+
+
+def pytest_configure(config):
+    """Where chapters are executed, start their kernels' server; once, and not in each worker."""
+    if config.getoption("nbval_lax", False) and not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp()
+        kernels = Kernels(Path(folder))
+        config.add_cleanup(kernels.stop)
+        config.add_cleanup(lambda: shutil.rmtree(folder))
 
 
 def pytest_collection_modifyitems(config, items):
