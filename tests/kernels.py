@@ -1,4 +1,4 @@
-"""Notebook kernels that start at once: forked from a process that has imported what chapters import.
+"""Notebook kernels that start at once: forked from a process that has imported what chapters do.
 
 Importing torch and the rest takes longer than many a chapter. `Kernels(folder)` starts that process
 and makes Jupyter take its kernels, here and in the processes started from here. gleak is not among
@@ -16,16 +16,9 @@ import threading
 from pathlib import Path
 
 # What chapters import, most of it by way of gleak.
-IMPORTED = [
-    "ipykernel.kernelapp",
-    "IPython.display",
-    "jedi",
-    "matplotlib.pyplot",
-    "myst_nb",
-    "pandas",
-]
-IMPORTED += ["scipy.optimize", "scipy.stats", "torch.func", "torchmetrics.functional.image"]
-IMPORTED += ["torch.utils.flop_counter", "torchvision", "yaml"]
+IMPORTED = ["ipykernel.kernelapp", "IPython.display", "jedi", "matplotlib.pyplot", "myst_nb"]
+IMPORTED += ["pandas", "scipy.optimize", "scipy.stats", "torch.func", "torch.utils.flop_counter"]
+IMPORTED += ["torchmetrics.functional.image", "torchvision", "yaml"]
 
 
 class Kernels:
@@ -109,7 +102,7 @@ def ask(address: str, arguments: list[str]) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     with connection.makefile("rw") as lines:
-        about = {"cwd": os.getcwd(), "environ": dict(os.environ), "arguments": arguments}
+        about = {"cwd": str(Path.cwd()), "environ": dict(os.environ), "arguments": arguments}
         lines.write(json.dumps(about) + "\n")
         lines.flush()
         kernel = int(lines.readline())
