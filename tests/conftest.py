@@ -13,13 +13,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from filelock import FileLock
 from kernels import Kernels
 from slices import slices
 
 import gleak
 from gleak.study import chapters
+
+# torch is imported where it is used: xdist's first process needs none, and it takes long
 
 
 def pytest_configure(config):
@@ -69,6 +70,8 @@ def batch():
 @pytest.fixture
 def tiny():
     """Three random 1x4x4 images of three classes, one of them repeated."""
+    import torch
+
     images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return gleak.Batch(images, torch.tensor([2, 0, 2]), ["a", "b", "c"])
 
@@ -76,6 +79,8 @@ def tiny():
 @pytest.fixture
 def two_layers():
     """A network made by hand: flatten, linear 16 -> 5, ReLU, linear 5 -> 3."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return torch.nn.Sequential(
@@ -89,6 +94,7 @@ def sent_in():
 
     It computes in float32; for float64, in float64.
     """
+    import torch
 
     def make(dtype, model, batch):
         if dtype == torch.float64:
