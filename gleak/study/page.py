@@ -1,8 +1,8 @@
 """One HTML page that needs no other file: readable offline, on a phone, in the dark, by ear.
 
-A page is built from parts. A part is `Html`, which only the functions here make; any other string is
-text from outside, and is escaped where it is put in. There are no scripts, and the page's own policy
-tells a browser to load nothing.
+A page is built from parts. A part is `Html`, which only the functions here make; any other string
+is text from outside, and is escaped where it is put in. There are no scripts, and the page's own
+policy tells a browser to load nothing.
 
 >>> print(paragraph("a < b, ", strong("really")))
 <p>a &lt; b, <strong>really</strong></p>
@@ -103,7 +103,7 @@ def short(name: str, longest: int = LONGEST) -> str:
 
 
 def element(tag: str, *parts: Part, **attributes: str | int | None) -> Html:
-    """An element with these parts inside; `class_` is the attribute class, `aria_label` aria-label."""
+    """An element with these parts inside; class_ is its attribute class, aria_label aria-label."""
     given = {
         name.rstrip("_").replace("_", "-"): value
         for name, value in attributes.items()
