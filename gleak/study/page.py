@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from PIL import Image
 from gleak.storage import whole
 
 LONGEST = 200  # characters of a name from outside; what is longer ends in an ellipsis
+PNG = "data:image/png;base64,"
 WIDEST = 192  # pixels to which small images are enlarged, in whole steps
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -239,9 +241,17 @@ def png(images: torch.Tensor) -> tuple[str, int]:
     return data_uri(buffer.getvalue()), strip.shape[2] * max(WIDEST // each, 1)
 
 
+def pixels(address: str) -> torch.Tensor:
+    """The image (C, H, W) in [0, 1] of an address that `png` made, C being 1 or 3."""
+    data = base64.b64decode(address.removeprefix(PNG))
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+        values = torch.from_numpy(np.array(opened)).float() / 255
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+
+
 def data_uri(data: bytes) -> str:
     """A PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return PNG + base64.b64encode(data).decode()
 
 
 def page(title: str, *parts: Part, footer: Part = "", lang: str = "en") -> str:
