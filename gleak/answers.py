@@ -244,38 +244,31 @@ def known_words(rows: pd.DataFrame, classes: int) -> list[str]:
     return sentences
 
 
-def advice(found: Mapping[str, Mapping[str, Answer]], left: Mapping[str, float]) -> list[str]:
+def advice(
+    found: Mapping[str, Mapping[str, Answer]], left: Mapping[str, float], images: int
+) -> list[str]:
     """What the defences did, in sentences that promise nothing.
 
-    found: defence -> subject -> answer; left: defence -> how much of the update is left, `kept`.
+    found: defence -> subject -> answer; left: defence -> how much of the update is left, `kept`;
+    images: how many were attacked behind each.
     """
     sentences = []
     for subject in ("labels", "images"):
-        quiet = [
-            name
-            for name, each in found.items()
-            if each[subject].verdict is Verdict.NOT_FOUND and each[subject].attacked
-        ]
-        bounded_by = [n for n, each in found.items() if each[subject].verdict is Verdict.CANNOT]
-        open_ = [n for n, each in found.items() if each[subject].verdict is Verdict.LEAKS]
-        if quiet:
-            names = ", ".join(
-                f"{n} ({left[n]:.2f} left)" for n in sorted(quiet, key=lambda n: -left[n])
-            )
-            sentences.append(
-                f"With these defences these attacks found nothing of the {subject}: {names}. A "
-                "stronger attack may."
-            )
-        if bounded_by:
-            sentences.append(
-                f"With a reason why the {subject} cannot leak: {', '.join(bounded_by)}."
-            )
-        if open_:
-            sentences.append(f"With these the {subject} still leak: {', '.join(open_)}.")
-        unknown_ = [name for name, each in found.items() if not each[subject].attacked]
-        if unknown_:
-            sentences.append(
-                f"With these the {subject} were not attacked, so nothing is said: "
-                f"{', '.join(unknown_)}."
-            )
+        kinds: dict[str, list[str]] = {}
+        for name in sorted(found, key=lambda name: -left[name]):
+            answer = found[name][subject]
+            kind = answer.verdict.value if answer.attacked else "not attacked"
+            kinds.setdefault(kind, []).append(f"{name} ({left[name]:.2f} of the update left)")
+        for kind, words in (
+            ("leaks", f"Behind these defences the {subject} still leak"),
+            (
+                "not found",
+                f"Behind these the attacks found nothing of the {subject} in {images} images, and "
+                "a stronger one may",
+            ),
+            ("not attacked", f"Behind these the {subject} were not attacked, so nothing is known"),
+            ("cannot leak", f"For these there is a reason why the {subject} cannot leak"),
+        ):
+            if kind in kinds:
+                sentences.append(f"{words}: {', '.join(kinds[kind])}.")
     return sentences

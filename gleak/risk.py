@@ -306,7 +306,7 @@ def rows_of(leak: Leak) -> list[dict[str, Any]]:
     """A plain row for each image, as `answers` and a file take them.
 
     What is known of the batch stands in all its rows; `right RULE` is how many labels of the batch
-    that rule has right.
+    that rule has right, `way SEARCH` and `fell back SEARCH` what a search says of itself.
     """
     size = len(leak.scores)
     shared = {
@@ -317,11 +317,8 @@ def rows_of(leak: Leak) -> list[dict[str, Any]]:
         **{f"right {rule}": round(s["instance"] * size) for rule, s in leak.labels.items()},
         **{f"not attacked {what}": why for what, why in leak.not_attacked.items()},
         **{f"cannot {what}": why for what, why in leak.cannot.items()},
+        **{f"way {name}": found.way for name, found in leak.images.items()},
+        **{f"fell back {name}": "; ".join(found.fell_back) for name, found in leak.images.items()},
     }
     rows = leak.scores.assign(grade=leak.grades).to_dict("records")
-    for row in rows:
-        found = leak.images.get(row["search"])
-        row |= shared
-        row["way"] = found.way if found else ""
-        row["fell back"] = "; ".join(found.fell_back) if found else ""
-    return rows
+    return [{**row, **shared} for row in rows]

@@ -132,7 +132,7 @@ def test_defences_are_attacked_and_promise_nothing(tmp_path):
     assert private["images"] is Verdict.CANNOT
     assert "epsilon = 0.79" in report.answers[names[2]]["images"].because
     text = audit.write(report, tmp_path).read_text("utf-8")
-    assert "these attacks found nothing of the images" in text
+    assert "the attacks found nothing of the images in 4 images" in text
     assert "closes" not in text
     assert len(BeautifulSoup(text, "html.parser").find_all("table")) == 4
 
@@ -140,25 +140,25 @@ def test_defences_are_attacked_and_promise_nothing(tmp_path):
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     data = write_photos(tmp_path / "data", ["cat", "dog"], 12, 12)
     out = tmp_path / "report"
-    asked = command(data, out, "--batches", 8)
+    asked = command(data, out, "--batches", 5)
     started = [sys.executable, "-m", "gleak", *asked]
     environment = {k: v for k, v in os.environ.items() if k != "GLEAK_GRID"}
     running = subprocess.Popen(started, env=environment, stderr=subprocess.DEVNULL)
     cases = out / "cases"
-    for _ in range(6000):
-        if running.poll() is not None or len(list(cases.glob("*.json"))) >= 2:
+    for _ in range(30000):  # minutes, on a machine that is busy
+        if running.poll() is not None or list(cases.glob("*.json")):
             break
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     kept = {file: file.stat().st_mtime_ns for file in cases.glob("*.json")}
-    assert 2 <= len(kept) < 8
+    assert 1 <= len(kept) < 5
     assert not (out / "index.html").exists()
     result = CliRunner().invoke(cli.main, asked)
     assert result.exit_code == 0, result.exception or result.output
     assert (out / "index.html").exists()
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert len(list(cases.glob("*.json"))) == 8
+    assert len(list(cases.glob("*.json"))) == 5
 
 
 def test_what_could_not_be_attacked_fails(monkeypatch):

@@ -73,8 +73,8 @@ def test_a_client_that_tells_no_lr_is_not_called_safe(batch):
     assert said["labels"].verdict is NOT_FOUND
     assert not said["labels"].attacked
     assert said["labels"].fails
-    # a distance of directions needs no lr, and the labels were given
-    assert set(found.images) == {"the signs"}
+    # one search does without, and the labels were given
+    assert set(found.images) == {"the study's own"}
     assert "lr" in said["images"].because
 
 
@@ -270,9 +270,11 @@ def test_no_defence_closes_anything():
         "b": {"labels": unknown, "images": bound},
         "c": {"labels": quiet, "images": open_},
     }
-    said = " ".join(answers.advice(found, {"a": 0.9, "b": 0.2, "c": 0.5}))
+    said = " ".join(answers.advice(found, {"a": 0.9, "b": 0.2, "c": 0.5}, images=8))
     assert "clos" not in said
-    assert "these attacks found nothing of the images: a (0.90 left). A stronger attack may" in said
-    assert "reason why the images cannot leak: b" in said
-    assert "the labels were not attacked, so nothing is said: b" in said
+    assert (
+        "the attacks found nothing of the images in 8 images, and a stronger one may: a (0.90"
+    ) in said
+    assert "a reason why the images cannot leak: b" in said
+    assert "the labels were not attacked, so nothing is known: b" in said
     assert "the images still leak: c" in said

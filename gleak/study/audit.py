@@ -18,7 +18,8 @@ settings           one entry for each way of training and each defence:
   images           better_than_4x4, better_than_8x8, exact, of, low, high, and psnr: mean, low,
                    high, best (dB); null where they were not attacked
   known            sentences on what is known without any picture
-  tried            for each search its iterations, starts, way, and what it fell back from
+  tried            for each search its iterations and starts, for how many images it came nearest,
+                   its way, and what it fell back from
   seconds          of all attacks on it
 fails              labels, images -> whether the training that was asked for leaks them or could not
                    be attacked, which is what `--fail-on` looks at
@@ -325,18 +326,18 @@ def numbers(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def tried(setting: str, rows: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
-    """What was run on a setting, which way each best image came, and what it fell back from."""
+    """What was run on a setting: which way it went, what it fell back from, how often it won."""
     searches = UNDEFENDED if setting in SETTINGS else DEFENCES[setting].searches
-    common = {"iterations": plan.iterations, "starts": plan.starts}
-    came = dict(iter(rows.groupby(rows["search"].str.partition(", start ")[0])))
-    nothing = rows.iloc[:0]
+    won = rows["search"].str.partition(", start ")[0]
     return [
         {
             "search": name,
             "attack": str(search["attack"]),
-            **common,
-            "way": text(came.get(name, nothing), "way"),
-            "fell_back": text(came.get(name, nothing), "fell back"),
+            "iterations": plan.iterations,
+            "starts": plan.starts,
+            "best_for": int((won == name).sum()),
+            "way": text(rows, f"way {name}"),
+            "fell_back": text(rows, f"fell back {name}"),
         }
         for name, search in searches.items()
     ]

@@ -48,11 +48,12 @@ figure.chart img { background: #fff; border-radius: 0.3rem; }
 figcaption, caption { color: var(--quiet); font-size: 0.92rem; text-align: left; }
 caption { padding-bottom: 0.4rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.94rem; overflow-wrap: normal; }
+table { border-collapse: collapse; font-size: 0.94rem; overflow-wrap: break-word; }
 th, td { padding: 0.35rem 0.7rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th[scope=row] { font-weight: 600; max-width: 22rem; overflow-wrap: anywhere; }
+th[scope=row] { font-weight: 600; min-width: 7rem; }
+th, td { max-width: 22rem; }
 pre { background: var(--soft); padding: 0.8rem 1rem; overflow-x: auto; font-size: 0.85rem; }
 .verdict { border-left: 0.35rem solid var(--quiet); background: var(--soft); margin: 1rem 0;
   padding: 0.5rem 1rem; }
@@ -164,7 +165,7 @@ def table(frame: pd.DataFrame, caption: Part, *, digits: int = 2) -> Html:
 
     Cells, the index and columns may hold `Html`, or anything that is text.
     """
-    corner = element("td") if frame.index.name is None else heading(frame.index.name, "col")
+    corner = heading(frame.index.name, "col") if frame.index.name else element("td")
     top = element("tr", corner, *(heading(name, "col") for name in frame.columns))
     rows = [
         element("tr", heading(name, "row"), *(cell(value, digits) for value in values))

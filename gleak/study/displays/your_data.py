@@ -63,7 +63,8 @@ def known(report: Report) -> list[str]:
 def advised(report: Report) -> list[str]:
     """What the defences did, in sentences."""
     answers, kept = report.answers, report.kept
-    return advice({name: answers[name] for name in report.plan.defences}, kept)
+    images = report.plan.size * report.plan.batches
+    return advice({name: answers[name] for name in report.plan.defences}, kept, images)
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ def tried(report: Report) -> pd.DataFrame:
             "search": one["search"],
             "iterations": one["iterations"],
             "starts": one["starts"],
-            "way": one["way"] or "never the best",
+            "best for": one["best_for"],
+            "way": one["way"] or "not run: see the answers",
             "fell back from": one["fell_back"] or "nothing",
             "seconds": entry["seconds"],
         }
