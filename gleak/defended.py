@@ -6,7 +6,7 @@ somebody who knows it, and with the reason, if there is one, why something canno
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,16 +37,12 @@ class Defence:
         (update, seed) -> the update as it is sent.
     searches
         Name -> arguments of `gleak.invert`, by an attacker who knows the defence.
-    told
-        (update as it is sent) -> the same with what the attacker knows put in, such as the size of
-        the noise.
     cannot
         (update as it is sent) -> subject -> why it cannot leak.
     """
 
     change: Callable[[Update, int], Update]
     searches: Mapping[str, Search]
-    told: Callable[[Update], Update] = lambda update: update
     cannot: Callable[[Update], Mapping[str, str]] = lambda update: {}
 
 
@@ -57,14 +53,9 @@ def noise(update: Update, strength: float, seed: int) -> Update:
 
 
 def noisy(strength: float) -> Defence:
-    """Noise of so many times the update's norm, known to the attacker."""
-    share = strength / math.hypot(1, strength)  # of what is sent
-
-    def told(update: Update) -> Update:
-        return replace(update, precision=share)
-
+    """Noise of so many times the update's norm; the attacker trusts its prior more."""
     searches = {"a stronger prior": {**SHORT, "tv": 0.5}}
-    return Defence(lambda update, seed: noise(update, strength, seed), searches, told)
+    return Defence(lambda update, seed: noise(update, strength, seed), searches)
 
 
 def pruned(share: float, tv: float) -> Defence:

@@ -16,7 +16,7 @@ import torch
 from gleak.data import Batch
 from gleak.defended import UNDEFENDED, Search
 from gleak.inversion import Inversion, InversionFailed, invert, peel
-from gleak.labels import label_posterior, restore_labels
+from gleak.labels import label_posterior, restore_labels, single_images
 from gleak.labels.features import image_features
 from gleak.metrics import score, score_labels
 from gleak.update import Update
@@ -128,7 +128,7 @@ def assess(
     Parameters
     ----------
     update
-        What the server sees, with what the attacker knows of a defence put in.
+        What the server sees.
     truth
         The client's batch. It scores what was found. Where the label counts that were read are
         wrong, the images are attacked with the true ones: the report then errs to the warning.
@@ -283,10 +283,8 @@ def known_of(update: Update, truth: Batch, seed: int) -> Known:
             certain_right=int((found.counts == counts)[certain].sum()),
             at_least=int(found.at_least.sum()),
         )
-    try:
-        read = update.as_gradient()
-        features, _ = image_features(read, counts, attempts=1)
-    except REFUSALS:
+    features = features_of(update, counts)
+    if features is None:
         return known
     order = truth.labels.argsort(stable=True)
     theirs, _ = update.forward(truth.images[order])
@@ -296,10 +294,26 @@ def known_of(update: Update, truth: Batch, seed: int) -> Known:
     if not exact:
         return known
     try:
-        place = peel(read, counts).place
+        place = peel(update.as_gradient(), counts).place
     except REFUSALS:
         place = "what enters the classifier"
     return replace(known, features=exact, layers=place)
+
+
+def features_of(update: Update, counts: torch.Tensor) -> torch.Tensor | None:
+    """Features (m, M) of the images that the classifier's gradient gives away, None for none.
+
+    Of all images at once, for which one attempt has to do; else of those found one by one.
+    """
+    try:
+        return image_features(update.as_gradient(), counts, attempts=1)[0]
+    except REFUSALS:
+        pass
+    try:
+        features = single_images(update).features
+    except REFUSALS:
+        return None
+    return features if len(features) else None
 
 
 def rows_of(leak: Leak) -> list[dict[str, Any]]:

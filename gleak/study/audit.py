@@ -215,7 +215,7 @@ def case(setting: str, batch: int, *, stamp: str = "", **options: Any) -> list[d
         sent = defence.change(plain, seed)
         left = kept(sent, plain)
         leak = risk.assess(
-            defence.told(sent),
+            sent,
             truth,
             searches=defence.searches,
             cannot=defence.cannot(sent),

@@ -63,7 +63,8 @@ def known(report: Report) -> list[str]:
 def advised(report: Report) -> list[str]:
     """What the defences did, in sentences."""
     answers, kept = report.answers, report.kept
-    images = report.plan.size * report.plan.batches
+    attacked = [int(report.of(name)["psnr"].notna().sum()) for name in report.plan.defences]
+    images = min((count for count in attacked if count), default=0)
     return advice({name: answers[name] for name in report.plan.defences}, kept, images)
 
 
@@ -77,10 +78,10 @@ def labels(report: Report) -> pd.DataFrame:
     frame = pd.DataFrame({"images": size})
     for name in first:
         if name.startswith("right "):
-            frame[f"right by {name.removeprefix('right ')}"] = first[name]
+            frame[f"right by {name.removeprefix('right ')}"] = first[name].astype("Int64")
     frame["right by guessing"] = (first["chance"] * size).round(1)
-    frame["classes certain"] = first["known certain"]
-    frame["proven labels"] = first["known at_least"]
+    frame["classes certain"] = first["known certain"].astype("Int64")
+    frame["proven labels"] = first["known at_least"].astype("Int64")
     frame["features known"] = first["known features"]
     frame.index = pd.Index([f"batch {number + 1}" for number in frame.index])
     return frame
