@@ -351,9 +351,9 @@ HOW_TO_READ = (
     "image counts as leaked if what was restored is nearer to it than its 4×4 thumbnail is.",
     "Labels count as leaked if more are right than guessing has, by a quarter of the way to all or "
     "beyond the interval.",
-    "Where the label counts that were read are wrong, or none were, the images are attacked with the "
-    "true ones; and where the classifier stays at the client, with this classifier. The report errs "
-    "to the warning.",
+    "Where the label counts that were read are wrong, or none were, the images are attacked with "
+    "the true ones; and where the classifier stays at the client, with this classifier. The report "
+    "errs to the warning.",
     "Intervals are for images drawn independently. Those of one batch share a fate, so they are "
     "wider in truth.",
     "“Not found” is about these attacks, this effort and these images. Only what cannot leak is "
