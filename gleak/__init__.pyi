@@ -1,10 +1,12 @@
 # The face of the package. What stands here is imported on first use, so `import gleak` is quick.
-# figures and risk need the extra `figures`; gleak.flower (extra `flower`) is imported by its name.
+# figures needs the extra `figures`; gleak.flower (extra `flower`) is imported by its name.
 
+from . import answers as answers
 from . import client as client
 from . import data as data
 from . import datasets as datasets
 from . import defences as defences
+from . import defended as defended
 from . import figures as figures
 from . import inversion as inversion
 from . import labels as labels

@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import nbformat
-
 MIME = "application/vnd.gleak.verdict+json"
 FOLDER = "GLEAK_NOTEBOOKS"  # where a chapter that sums up finds the notebooks of its profile
 
@@ -14,6 +12,8 @@ VERDICTS = ("holds", "holds partly", "does not hold")
 
 def stored_verdicts(notebooks: Iterable[Path]) -> list[dict]:
     """The records in executed notebooks, in their order, each with the name of its chapter."""
+    import nbformat  # half a second
+
     records = []
     for file in notebooks:
         for cell in nbformat.read(file, as_version=4).cells:
