@@ -4,6 +4,7 @@ as code; what they hold is checked against the model; and how exact it is can be
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ FORMATS = (".safetensors", ".npz", ".pt", ".pth")
 # What wrappers of a network put before the names of its parameters: nn.DataParallel and
 # DistributedDataParallel, torch.compile, and Opacus.
 WRAPPERS = ("module.", "_orig_mod.", "_module.")
+
+# Names that NumPy gives to arrays without one.
+NUMBERED = re.compile(r"arr_\d+")
 
 # Tensors as any client or server stored them: a file of one of FORMATS, a mapping of name to tensor
 # or array, or arrays in the order of `model.state_dict()`.
@@ -154,10 +158,15 @@ def named_tensors(
 
     own, parameters: the model's state dict, and its parameters alone; what: a word for errors.
 
+    A file of arrays without names is such a sequence.
+
     Raises ValueError for another number of arrays, or what is not made of numbers.
     """
     if isinstance(weights, str | Path):
         weights = read_tensors(weights)
+    if isinstance(weights, Mapping) and weights and all(map(NUMBERED.fullmatch, weights)):
+        # np.savez(file, *arrays), as servers of Flower keep what they average
+        weights = [weights[name] for name in sorted(weights, key=lambda name: int(name[4:]))]
     if not isinstance(weights, Mapping):
         weights = list(weights)
         names = parameters if len(weights) == len(parameters) else own
