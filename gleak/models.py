@@ -14,7 +14,14 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from gleak.data import Batch
 from gleak.extras import extra
 from gleak.network import as_sent, find_classifier
-from gleak.wire import FORMATS, check_fits, read_tensors, without_prefix
+from gleak.wire import (
+    FORMATS,
+    check_fits,
+    named_tensors,
+    numbered,
+    read_tensors,
+    without_prefix,
+)
 
 # Mean and standard deviation of the training images, per channel.
 NORMALISATION = {
@@ -256,7 +263,7 @@ def load_weights(net: nn.Module, file: str | Path) -> None:
     What DataParallel, compile or Opacus put before all names is left out.
     """
     own = net.state_dict()
-    tensors = named_for(net, without_prefix(read_tensors(file), own))
+    tensors = named_for(net, read_tensors(file))
     if normalises(net):
         tensors = {name: own[name] for name in ("0.mean", "0.std")} | tensors
     check_fits(tensors, own, what=f"{file}", complete=True)
@@ -275,10 +282,18 @@ def named_for(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
     >>> list(named_for(net, {"module.bias": torch.zeros(2)}))
     ['1.bias']
     """
-    if not normalises(net) or tensors.keys() & net.state_dict().keys():
-        return dict(tensors)
-    inner = net.get_submodule("1").state_dict()
-    return {f"1.{name}": value for name, value in without_prefix(tensors, inner).items()}
+    own = net.state_dict()
+    tensors = without_prefix(tensors, own)
+    if not normalises(net) or tensors.keys() & own.keys():
+        return tensors
+    inner = net.get_submodule("1")
+    if numbered(tensors):
+        if len(tensors) == len(own):
+            return tensors
+        parameters = dict(inner.named_parameters())
+        tensors = named_tensors(tensors, inner.state_dict(), parameters, "the file")
+    found = without_prefix(tensors, inner.state_dict())
+    return {f"1.{name}": value for name, value in found.items()}
 
 
 def check_takes(net: nn.Module, name: str, batch: Batch) -> None:

@@ -666,7 +666,6 @@ class Update(ABC):
             statistics=statistics or {},
         )
 
-
     @classmethod
     def from_gradient(
         cls,

@@ -164,8 +164,7 @@ def named_tensors(
     """
     if isinstance(weights, str | Path):
         weights = read_tensors(weights)
-    if isinstance(weights, Mapping) and weights and all(map(NUMBERED.fullmatch, weights)):
-        # np.savez(file, *arrays), as servers of Flower keep what they average
+    if isinstance(weights, Mapping) and numbered(weights):
         weights = [weights[name] for name in sorted(weights, key=lambda name: int(name[4:]))]
     if not isinstance(weights, Mapping):
         weights = list(weights)
@@ -181,6 +180,16 @@ def named_tensors(
         return without_prefix(tensors, own)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{what}` is not made of numbers: {error}") from None
+
+
+def numbered(names: Iterable[str]) -> bool:
+    """Whether arrays came without names, by np.savez(file, *arrays), as servers of Flower do it.
+
+    >>> numbered(["arr_0", "arr_1"]), numbered(["0.bias"])
+    (True, False)
+    """
+    found = list(names)
+    return bool(found) and all(map(NUMBERED.fullmatch, found))
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -223,11 +232,7 @@ def trained_weights(
     """
     own, parameters = model.state_dict(), dict(model.named_parameters())
     if before is not None:
-        start = named_tensors(before, own, parameters, "before")
-        check_fits(start, own, what="`before`")
-        sent = {name: value for name, value in start.items() if name in parameters}
-        check_fits(sent, parameters, what="`before`", complete=True)
-        model.load_state_dict(start, strict=False)  # buffers may be missing
+        put_weights(model, before)
     end = named_tensors(after, own, parameters, "after")
     check_fits(end, own, what="`after`")
     trained = {name for name, p in parameters.items() if p.requires_grad}
@@ -237,6 +242,19 @@ def trained_weights(
     if delta:
         return {name: parameters[name].detach() + change for name, change in kept.items()}
     return kept
+
+
+def put_weights(model: nn.Module, weights: Weights) -> None:
+    """Put the weights before training into the model: all parameters, with or without buffers.
+
+    Raises ValueError where names, shapes or values do not fit.
+    """
+    own, parameters = model.state_dict(), dict(model.named_parameters())
+    start = named_tensors(weights, own, parameters, "before")
+    check_fits(start, own, what="`before`")
+    sent = {name: value for name, value in start.items() if name in parameters}
+    check_fits(sent, parameters, what="`before`", complete=True)
+    model.load_state_dict(start, strict=False)
 
 
 def check_fits(

@@ -1,0 +1,134 @@
+"""How many samples a client used, where it did not tell: the rank of its last layer's gradient.
+
+The gradient of the classifier is a sum of one term (p_k - y_k) o_k^T for each sample, also over
+several local steps as long as each sample is in one of them. Terms of different images are
+independent, so its rank is K while there is room: the p_k - y_k sum to zero and span N - 1
+dimensions at most, the features with the one for the bias M + 1.
+
+Two things make the rank smaller than K: images that are the same, and images that the network knows
+so well that rounding hides what they leave. Where all of the gradient can be taken apart into
+single images (`find_singles`), neither is the case: the length of each term is known, and their sum
+fits one K alone.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from gleak.labels.last_layer import LastLayer
+from gleak.labels.singles import MOST, find_singles
+from gleak.labels.statistics import FEW
+from gleak.update import MissingKnowledge, Update, WeightsUpdate
+
+GAP = 10  # by how much the last singular value of the images exceeds the first that is rounding
+ASK = "so how many samples it used has to be told"
+
+
+@dataclass(frozen=True)
+class SampleGuess:
+    """K as an update shows it.
+
+    Parameters
+    ----------
+    samples
+        K.
+    certain
+        Whether the gradient was taken apart into as many images. Else K is the rank, and images
+        that are the same, or that leave nothing, would have been missed.
+    """
+
+    samples: int
+    certain: bool
+
+    def __str__(self) -> str:
+        if self.certain:
+            return "read off the update, whose gradient is the sum of as many single images"
+        return (
+            "the rank of the last layer's gradient; more if images are the same or the network "
+            "knows them by heart"
+        )
+
+
+def guess_samples(update: Update, *, seed: int = 0) -> SampleGuess:
+    """How many samples the client used, whatever `update.num_samples` says.
+
+    Parameters
+    ----------
+    update
+        What the client sent.
+    seed
+        Of random draws.
+
+    Raises
+    ------
+    MissingKnowledge
+        Where the update does not show it: without the gradient of the classifier's weight, for
+        weights after more than one epoch or an unknown number of them, for as many images as
+        classes or more, and where noise hides the rank.
+
+    Examples
+    --------
+    >>> import gleak
+    >>> batch = gleak.load_batch("cifar10-samples", indices=[0, 1, 2])
+    >>> update = gleak.fedsgd(gleak.build_model("convnet", batch), batch)
+    >>> guess_samples(update)
+    SampleGuess(samples=3, certain=True)
+    """
+    if isinstance(update, WeightsUpdate) and update.facts.get("epochs") != 1:
+        raise MissingKnowledge(
+            f"after more than one epoch, or an unknown number, the update does not show it, {ASK}"
+        )
+    values, room = spectrum(update)
+    floor = max(rounding_of(update), torch.finfo(torch.float64).eps) * values[0].item()
+    if not values[0] > 0:
+        raise MissingKnowledge(f"the classifier did not change, {ASK}")
+    rank = int((values > floor).sum())
+    below = max(values[rank].item() if rank < len(values) else 0.0, floor / GAP)
+    if rank >= room:
+        raise MissingKnowledge(
+            f"there are at least {room} samples, which is all that the last layer tells apart, "
+            f"{ASK}"
+        )
+    if values[rank - 1] < GAP * below:
+        raise MissingKnowledge(
+            f"noise or rounding hides the rank of the last layer's gradient, {ASK}"
+        )
+    return SampleGuess(rank, taken_apart(update, rank, seed))
+
+
+def spectrum(update: Update) -> tuple[torch.Tensor, int]:
+    """Singular values of what the classifier's weight changed by, and the largest rank there is."""
+    name = f"{update.classifier_name}.weight"
+    change = dict(update.message())
+    if isinstance(update, WeightsUpdate) and update.facts.get("weight_decay"):
+        change = update.equivalent_gradient()
+    if name not in change:
+        raise MissingKnowledge(f"the update has nothing of the classifier's {name}, {ASK}")
+    matrix = change[name].detach().flatten(1).double()
+    return torch.linalg.svdvals(matrix), min(matrix.shape[0] - 1, matrix.shape[1])
+
+
+def rounding_of(update: Update) -> float:
+    """The singular values that rounding makes in that matrix, as a part of the largest, at most.
+
+    Roundings of deviation s of an N x M matrix have the norm (sqrt(N) + sqrt(M)) s. What was sent
+    is rounded by up to the precision; of weights that is the precision of the weights, not of their
+    difference. Ten times that, as the client's own sums round as well.
+    """
+    name = f"{update.classifier_name}.weight"
+    sent = update.sent[name].detach().flatten(1).double()
+    change = update.message()[name].detach().flatten(1).double()
+    size = sent.square().mean().sqrt().item() * update.precision / 3**0.5
+    norm = (sent.shape[0] ** 0.5 + sent.shape[1] ** 0.5) * size
+    return 10 * norm / max(torch.linalg.matrix_norm(change, 2).item(), 1e-300)
+
+
+def taken_apart(update: Update, samples: int, seed: int) -> bool:
+    """Whether the gradient is the sum of the terms of so many single images."""
+    if samples > MOST:
+        return False
+    try:
+        told = replace(update, num_samples=samples)
+        return find_singles(LastLayer.of(told, seed=seed, inputs=FEW)).complete
+    except MissingKnowledge:
+        return False
