@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from gleak.study import served
+from gleak.study.attack import attack
+from gleak.study.served import read_update
 
 SHAPE, CLASSES = (3, 32, 32), 5
 
@@ -129,7 +130,7 @@ def test_a_network_is_attacked_or_refused(kind, images, tmp_path):
     torch.save(gradient, tmp_path / "gradient.pt")
 
     def read():
-        return served.read_update(
+        return read_update(
             f"module:test_network_kinds:make_{kind}",
             SHAPE,
             before=tmp_path / "before.safetensors",
@@ -145,7 +146,7 @@ def test_a_network_is_attacked_or_refused(kind, images, tmp_path):
     assert found.update.num_samples == 2 and found.samples_known != "told"
     assert ("dropout" in str(found.assumed)) == (kind in ("vgg", "mobilenet"))
     assert ("several outputs" in str(found.assumed)) == (kind == "two_heads")
-    report = served.attack(found, tmp_path / "out", iterations=4, progress=False)
+    report = attack(found, tmp_path / "out", iterations=4, progress=False)
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
     counts = {row["class"]: row["count"] for row in facts["labels"]["counts"] if row["count"]}
     assert counts == {1: 1, 3: 1}, kind

@@ -6,9 +6,12 @@ independent, so its rank is K while there is room: the p_k - y_k sum to zero and
 dimensions at most, the features with the one for the bias M + 1.
 
 Two things make the rank smaller than K: images that are the same, and images that the network knows
-so well that rounding hides what they leave. Where all of the gradient can be taken apart into
+so well that rounding hides what they leave. Where the gradient can be taken apart into as many
 single images (`find_singles`), neither is the case: the length of each term is known, and their sum
-fits one K alone.
+fits one K alone. (A batch in which every image occurs twice sends what its half does.)
+
+Pruning and rounding to a grid make a rank of their own. They leave zeros in rows and columns that
+are not zero, which no sum of such terms has: a softmax is never zero.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +23,7 @@ from gleak.labels.singles import MOST, find_singles
 from gleak.labels.statistics import FEW
 from gleak.update import MissingKnowledge, Update, WeightsUpdate
 
+ZEROS = 0.01  # of the entries of rows and columns that are not zero: more were made so
 GAP = 10  # by how much the last singular value of the images exceeds the first that is rounding
 ASK = "so how many samples it used has to be told"
 
@@ -105,6 +109,9 @@ def spectrum(update: Update) -> tuple[torch.Tensor, int]:
     if name not in change:
         raise MissingKnowledge(f"the update has nothing of the classifier's {name}, {ASK}")
     matrix = change[name].detach().flatten(1).double()
+    zero = matrix == 0
+    if (zero[~zero.all(1)][:, ~zero.all(0)].double().mean() > ZEROS).item():
+        raise MissingKnowledge(f"values of the last layer's gradient were set to zero, {ASK}")
     return torch.linalg.svdvals(matrix), min(matrix.shape[0] - 1, matrix.shape[1])
 
 

@@ -183,7 +183,8 @@ def attack(model, shape, names_file, effort, iterations, labels_only, seed, out,
 
     Leaves one HTML page, report.json, and the images that were restored as PNG files.
     """
-    from gleak.study import served
+    from gleak.study import attack as attacks
+    from gleak.study.served import read_update
 
     try:
         size = [int(part) for part in shape.lower().split("x")]
@@ -194,15 +195,15 @@ def attack(model, shape, names_file, effort, iterations, labels_only, seed, out,
     names = names_file.read_text(encoding="utf-8").splitlines() if names_file else ()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109, where a network of one's own may lie
     try:
-        found = served.read_update(
-            model, tuple(size), class_names=names, seed=seed, **files_and_facts
+        found = read_update(
+            model, (size[0], size[1], size[2]), class_names=names, seed=seed, **files_and_facts
         )
         for sentence in (*found.assumed, *found.update.contradictions()):
             click.echo(f"note: {sentence}", err=True)
-        served.attack(
+        attacks.attack(
             found,
             out,
-            iterations=iterations or served.EFFORTS[effort],
+            iterations=iterations or attacks.EFFORTS[effort],
             labels_only=labels_only,
             seed=seed,
             say=click.echo,
