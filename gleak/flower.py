@@ -17,7 +17,7 @@ from gleak.storage import whole
 
 with extra("flower"):
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-    from flwr.common.serde import message_from_proto
+    from flwr.common.serde import recorddict_from_proto
     from flwr.proto.message_pb2 import Message as ProtoMessage
     from flwr.serverapp import Grid
     from flwr.serverapp.strategy import FedAvg
@@ -79,16 +79,19 @@ def read_message(file: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, f
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        message = message_from_proto(ProtoMessage.FromString(path.read_bytes()))
-        records = list(message.content.array_records.values())
-        arrays = [(name, array.numpy()) for record in records for name, array in record.items()]
+        content = recorddict_from_proto(ProtoMessage.FromString(path.read_bytes()).content)
+        arrays = [
+            (name, array.numpy())
+            for record in content.array_records.values()
+            for name, array in record.items()
+        ]
     except (DecodeError, ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a message of Flower: {error}") from None
     if not arrays:
         raise ValueError(f"{path} is a message of Flower without arrays")
     numbers = {
         name: value
-        for record in message.content.metric_records.values()
+        for record in content.metric_records.values()
         for name, value in record.items()
         if isinstance(value, (int, float))
     }

@@ -20,10 +20,10 @@ import torch
 
 from gleak.labels.last_layer import LastLayer
 from gleak.labels.singles import MOST, find_singles
-from gleak.labels.statistics import FEW
+from gleak.labels.statistics import FEW as INPUTS
 from gleak.update import MissingKnowledge, Update, WeightsUpdate
 
-ZEROS = 0.01  # of the entries of rows and columns that are not zero: more were made so
+FEW = 0.01  # of the entries: more zeros where none belong, or fewer different sizes, were made so
 GAP = 10  # by how much the last singular value of the images exceeds the first that is rounding
 ASK = "so how many samples it used has to be told"
 
@@ -110,8 +110,11 @@ def spectrum(update: Update) -> tuple[torch.Tensor, int]:
         raise MissingKnowledge(f"the update has nothing of the classifier's {name}, {ASK}")
     matrix = change[name].detach().flatten(1).double()
     zero = matrix == 0
-    if (zero[~zero.all(1)][:, ~zero.all(0)].double().mean() > ZEROS).item():
+    used = matrix[~zero.all(1)][:, ~zero.all(0)]
+    if (used == 0).double().mean().item() > FEW:
         raise MissingKnowledge(f"values of the last layer's gradient were set to zero, {ASK}")
+    if len(used.abs().unique()) < FEW * used.numel():
+        raise MissingKnowledge(f"values of the last layer's gradient have few sizes, {ASK}")
     return torch.linalg.svdvals(matrix), min(matrix.shape[0] - 1, matrix.shape[1])
 
 
@@ -136,6 +139,6 @@ def taken_apart(update: Update, samples: int, seed: int) -> bool:
         return False
     try:
         told = replace(update, num_samples=samples)
-        return find_singles(LastLayer.of(told, seed=seed, inputs=FEW)).complete
+        return find_singles(LastLayer.of(told, seed=seed, inputs=INPUTS)).complete
     except MissingKnowledge:
         return False

@@ -283,20 +283,25 @@ def classes_in(name: str, input_shape: Shape, tensors: Mapping[str, torch.Tensor
 
     Raises ValueError where they have no classifier.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "module":
+    module = name.startswith("module:")
+    if module:
         side = input_shape[1] if input_shape[1] == input_shape[2] else input_shape[1:]
-        net = from_module(rest, {"channels": input_shape[0], "num_classes": 2, "size": side}, {})
+        net = from_module(
+            name.partition(":")[2], {"channels": input_shape[0], "num_classes": 2, "size": side}, {}
+        )
     else:
         net = build_model(name, blank(input_shape, 2))
     classifier = find_classifier(net.eval(), input_shape)
     parameters = dict(net.named_parameters())
     named = named_tensors(named_for(net, tensors), net.state_dict(), parameters, "the file")
+    unknown = sorted(named.keys() - net.state_dict().keys())
+    if unknown:
+        raise ValueError(f"the file does not fit {name}, which has no {', '.join(unknown[:5])}")
     for kind in ("weight", "bias"):
         found = named.get(f"{classifier.name}.{kind}")
         if found is not None and found.ndim:
             return len(found)
-    if kind == "module":
+    if module:
         return len(classifier.weight)
     raise ValueError(f"the file has no {classifier.name}.weight to count classes by: say --classes")
 
