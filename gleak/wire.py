@@ -5,6 +5,7 @@ as code; what they hold is checked against the model; and how exact it is can be
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,9 @@ def check_claim(file: IO[bytes], size: int, what: str) -> None:
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it looks at sparse tensors closely
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message tells how to run the code all the same
         raise ValueError(
             f"{path} is no plain state dict: it is damaged, or holds more than tensors, which can "
@@ -101,8 +104,9 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a file of torch.save: {error}") from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]  # as many training scripts wrap it
+    for key in ("state_dict", "model_state_dict", "model"):  # as many training scripts wrap it
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
     if not isinstance(found, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in found.values()
     ):

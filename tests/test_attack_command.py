@@ -1,7 +1,7 @@
 """`gleak attack`: from a server's files to labels, images and a report, without the truth."""
 
-import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,7 +111,8 @@ def test_images_a_page_and_json(files):
     assert images["labels"] == [0, 3, 6, 8]
     assert images["gray"] > 0.1 and images["unexplained"] > 0
     for file in images["files"]:
-        assert Image.open(out / file).size == (32, 32)
+        with Image.open(out / file) as opened:
+            assert opened.size == (32, 32)
     soup = BeautifulSoup((out / "index.html").read_text(), "html.parser")
     shown = soup.find_all("img")
     assert len(shown) == 4 and all(image["src"].startswith("data:") for image in shown)
@@ -212,13 +213,7 @@ def test_ctrl_c_in_the_search_keeps_the_best_images(files, monkeypatch):
     invert = attacks.invert
 
     def cut_short(*arguments, **settings):
-        found = invert(*arguments, **settings)
-        return copy.replace(found, finished=False) if hasattr(copy, "replace") else replaced(found)
-
-    def replaced(found):
-        from dataclasses import replace
-
-        return replace(found, finished=False)
+        return replace(invert(*arguments, **settings), finished=False)
 
     monkeypatch.setattr(attacks, "invert", cut_short)
     report = attacks.attack(served, files / "out", iterations=2, progress=False)
