@@ -185,7 +185,8 @@ def read_image(file: Path) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            # of a path Pillow 13 maps uncompressed TIFFs, and those that are turned come out wrong
+            with file.open("rb") as stream, Image.open(stream) as opened:
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
