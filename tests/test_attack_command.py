@@ -106,6 +106,7 @@ def test_images_a_page_and_json(files):
     assert result.exit_code == 0, result.output
     facts = json.loads((out / "report.json").read_text())
     assert facts["labels"]["counts"][0]["name"] == names[0]
+    assert facts["labels"]["certain"] == 4
     images = facts["images"]
     assert images["finished"] and images["way"] and images["not_attacked"] is None
     assert images["labels"] == [0, 3, 6, 8]

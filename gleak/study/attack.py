@@ -138,7 +138,7 @@ def find_labels(report: Report, seed: int) -> torch.Tensor:
             "high": found.high,
             "at_least": found.at_least,
         }
-        facts |= {"method": "gleak, with 90 % intervals", "certain": int(found.certain.sum())}
+        facts |= {"method": "gleak, with 90 % intervals", "certain": int(found.low.sum())}
         facts["counts"] = [
             {"class": n, "name": report.served.class_names[n]}
             | {name: int(values[n]) for name, values in rows.items()}

@@ -7,11 +7,11 @@ about            what was attacked: kind, network, classes, samples, input_shape
                  precision, samples_known (how K is known)
 assumed          what was not told and taken for granted, in sentences
 doubts           what does not fit what was told, in sentences; empty where all does
-labels           method, seconds, not_attacked (why, or null), certain (how many classes' counts
-                 are, null where that cannot be said), single_images (how many were told apart in
-                 the gradient, or null), and counts: for each class in the batch, or perhaps in it,
-                 class, name, count, low, high, at_least; low and high are the ends of the interval
-                 that holds the count with 90 %
+labels           method, seconds, not_attacked (why, or null), certain (how many images have a class
+                 that is known with 95 %: the sum of low; null where that cannot be said),
+                 single_images (how many were told apart in the gradient, or null), and counts: for
+                 each class in the batch, or perhaps in it, class, name, count, low, high, at_least;
+                 low and high are the ends of the interval that holds the count with 90 %
 images           finished (false while the search runs, and where it was cut short), seconds,
                  not_attacked (why, or null), way, fell_back, iterations, files, labels, unexplained
                  (how much of the update these images leave unexplained, 0 to about 1), gray (the
@@ -101,9 +101,9 @@ def label_line(report: Report) -> str:
 
 
 def certainty(report: Report) -> str:
-    """How many counts are certain, in words."""
-    certain, classes = report.facts["labels"]["certain"], report.served.update.num_classes
-    return f"the counts of {certain} of {classes} classes are certain, zeros included"
+    """How many labels are certain, in words."""
+    certain, samples = report.facts["labels"]["certain"], report.served.update.num_samples
+    return f"the classes of {certain} of {samples} images are certain"
 
 
 def image_line(report: Report) -> str:
@@ -142,7 +142,8 @@ def answers(report: Report) -> list[page.Html]:
             "unknown", "Labels: not attacked", page.paragraph(labels["not_attacked"])
         )
     elif labels["certain"]:
-        first = page.verdict("leaks", "Labels: leak", page.paragraph(certainty(report), "."))
+        words = f"{certainty(report).capitalize()}: with 95 % there are no fewer of them."
+        first = page.verdict("leaks", "Labels: leak", page.paragraph(words))
     else:
         first = page.verdict(
             "unknown",
@@ -191,7 +192,7 @@ def labels_part(report: Report) -> list[page.Html]:
                 "class": [page.short(row["name"]) for row in facts["counts"]],
                 "images": [row["count"] for row in facts["counts"]],
                 "between": [
-                    None if row["low"] is None else f"{row['low']} and {row['high']}"
+                    None if row["low"] is None else between(row["low"], row["high"])
                     for row in facts["counts"]
                 ],
                 "at least": [row["at_least"] for row in facts["counts"]],
@@ -200,8 +201,8 @@ def labels_part(report: Report) -> list[page.Html]:
         parts.append(
             page.table(
                 frame,
-                "How many images of each class the client used; between which numbers that is with "
-                "90 % probability; how many are proven. All other classes: none.",
+                "How many images of each class the client used; the numbers between which that is "
+                "with 90 % probability; how many are proven. All other classes: none.",
             )
         )
     tried = [f"restored by {facts['method']}, in {facts['seconds']:.1f} s"]
@@ -214,6 +215,15 @@ def labels_part(report: Report) -> list[page.Html]:
         )
     parts.append(page.bullets(tried))
     return parts
+
+
+def between(low: int, high: int) -> str:
+    """An interval in words.
+
+    >>> between(1, 1), between(0, 2)
+    ('1', '0 to 2')
+    """
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def images_part(report: Report) -> list[page.Html]:
