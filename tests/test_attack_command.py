@@ -126,6 +126,19 @@ def test_images_a_page_and_json(files):
     assert result.exit_code == 0 and not list(out.glob("*.png"))
 
 
+def test_the_status_that_ci_looks_at(files):
+    sources = ["--update", files / "update.safetensors"]
+    for fails, status in (([], 0), (["labels"], 1), (["images"], 1), (["labels", "images"], 1)):
+        asked = [part for subject in fails for part in ("--fail-on", subject)]
+        result, _ = run(files, *sources, "--labels-only", *asked)
+        assert result.exit_code == status, result.output
+        assert f"--fail-on: {', '.join(fails)}" in result.output or not fails
+    report = attack_report.Report(None, {"images": {"verdict": "not found", "not_attacked": None}})
+    assert not report.fails("images")
+    report.facts["images"] = {"verdict": "cannot leak", "not_attacked": "zero"}
+    assert not report.fails("images")
+
+
 def test_all_that_the_json_holds_is_described(files):
     _, out = run(files, "--update", files / "update.safetensors", "--labels-only")
     facts = json.loads((out / "report.json").read_text())
@@ -168,11 +181,10 @@ def test_what_cannot_be_attacked_is_one_line_before_anything_is_written(case, fi
     arguments, words = REFUSED[case]
     named = [files / part if (files / str(part)).exists() else part for part in arguments]
     result, out = run(files, *named)
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output and not out.exists()
-    if result.exit_code == 1:
-        assert len([line for line in result.output.splitlines() if "rror" in line]) == 1
+    assert len([line for line in result.output.splitlines() if "Error" in line]) == 1
 
 
 def test_a_summed_loss_that_is_told(net, batch, files):
@@ -180,7 +192,7 @@ def test_a_summed_loss_that_is_told(net, batch, files):
     save_file({name: p.grad for name, p in net.named_parameters()}, files / "sum.safetensors")
     sources = ["--before", files / "before.pt", "--gradient", files / "sum.safetensors"]
     result, out = run(files, *sources, "--samples", 4)
-    assert result.exit_code == 1 and "sums the loss" in result.output
+    assert result.exit_code == 2 and "sums the loss" in result.output
     result, out = run(files, *sources, "--loss", "sum", "--labels-only")
     assert result.exit_code == 0, result.output
     assert counts_in(out) == {0: 1, 3: 1, 6: 1, 8: 1}
@@ -229,13 +241,13 @@ def test_a_classifier_that_stays_at_home(net, batch, files):
     save_file(body, files / "body.safetensors")
     sources = ["--before", files / "before.pt", "--gradient", files / "body.safetensors"]
     result, _ = run(files, *sources)
-    assert result.exit_code == 1 and "has to be told" in result.output
+    assert result.exit_code == 2 and "has to be told" in result.output
     result, out = run(files, *sources, "--samples", 4, "--iterations", 2)
     assert result.exit_code == 0, result.output
     facts = json.loads((out / "report.json").read_text())
     assert "no gradient of the classifier" in facts["labels"]["not_attacked"]
     assert any("labels are guessed" in reason for reason in facts["images"]["fell_back"])
-    assert facts["images"]["verdict"] == "unknown" and len(facts["images"]["files"]) == 4
+    assert facts["images"]["verdict"] == "not found" and len(facts["images"]["files"]) == 4
 
 
 def test_an_update_of_nothing_and_evidence(net, batch, tmp_path):
@@ -244,7 +256,7 @@ def test_an_update_of_nothing_and_evidence(net, batch, tmp_path):
     served = read_update("lenet", SHAPE, gradient=tmp_path / "zero.safetensors", samples=2)
     assert "weights before training were not given" in str(served.assumed)
     report = attacks.attack(served, tmp_path / "out", progress=False)
-    assert report.facts["images"]["verdict"] == "cannot"
+    assert report.facts["images"]["verdict"] == "cannot leak"
 
     one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
     gray = torch.full_like(one.images, 0.5)

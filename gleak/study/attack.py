@@ -103,7 +103,7 @@ def about(served: Served, iterations: int | None, seed: int) -> dict[str, Any]:
         "assumed": list(served.assumed),
         "doubts": update.contradictions(),
         "labels": {"method": None, "seconds": 0.0, "not_attacked": None, "counts": []}
-        | {"certain": None, "single_images": None},
+        | {"certain": None, "single_images": None, "verdict": "not found"},
         "images": {
             "finished": False,
             "seconds": 0.0,
@@ -115,7 +115,7 @@ def about(served: Served, iterations: int | None, seed: int) -> dict[str, Any]:
             "labels": [],
             "unexplained": None,
             "gray": None,
-            "verdict": "unknown",
+            "verdict": "not found",
             "evidence": None,
         },
         "seed": seed,
@@ -157,6 +157,8 @@ def find_labels(report: Report, seed: int) -> torch.Tensor:
             facts["not_attacked"] = str(other)
     except ValueError as error:
         facts["not_attacked"] = str(error)
+    if facts["certain"]:
+        facts["verdict"] = "leaks"
     try:
         singles = single_images(update, seed=seed)
         facts["single_images"] = len(singles.labels)
@@ -197,7 +199,7 @@ def find_images(
     except ValueError as error:
         facts["not_attacked"] = str(error)
         if not any(tensor.any() for tensor in update.message().values()):
-            facts["verdict"] = "cannot"
+            facts["verdict"] = "cannot leak"
     if result is not None:
         labels = result.labels.tolist()
         report.images = result.images.detach().float().cpu()

@@ -11,14 +11,15 @@ labels           method, seconds, not_attacked (why, or null), certain (how many
                  that is known with 95 %: the sum of low; null where that cannot be said),
                  single_images (how many were told apart in the gradient, or null), and counts: for
                  each class in the batch, or perhaps in it, class, name, count, low, high, at_least;
-                 low and high are the ends of the interval that holds the count with 90 %
+                 low and high are the ends of the interval that holds the count with 90 %; and
+                 verdict: "leaks" where an image is certain, else "not found"
 images           finished (false while the search runs, and where it was cut short), seconds,
                  not_attacked (why, or null), way, fell_back, iterations, files, labels, unexplained
                  (how much of the update these images leave unexplained, 0 to about 1), gray (the
-                 same of gray images with these labels), verdict ("leaks", "unknown" or "cannot"),
-                 evidence ("closed form": the images were computed; "activations": what a layer
-                 makes of each image was computed, and images searched for that fit; "gradient":
-                 they explain the update; or null)
+                 same of gray images with these labels), verdict ("leaks", "not found" or "cannot
+                 leak"), evidence ("closed form": the images were computed; "activations": what a
+                 layer makes of each image was computed, and images searched for that fit;
+                 "gradient": they explain the update; or null)
 seed, effort     of all draws; iterations asked for, or null for the attack's own
 """
 
@@ -43,6 +44,8 @@ EVIDENCE = {
     "gradient": "The pictures below would have made nearly the update that the client sent.",
 }
 
+COLOURS = {"leaks": "leaks", "not found": "unknown", "cannot leak": "cannot"}  # on the page
+
 
 @dataclass
 class Report:
@@ -51,6 +54,12 @@ class Report:
     served: Served
     facts: dict[str, Any]
     images: torch.Tensor | None = field(default=None, repr=False)
+
+    def fails(self, subject: str) -> bool:
+        """Whether the labels or the images leak, or could not be attacked, as `--fail-on` asks."""
+        facts = self.facts[subject]
+        attacked = facts["not_attacked"] is None
+        return facts["verdict"] == "leaks" or (not attacked and facts["verdict"] != "cannot leak")
 
 
 def write(report: Report, folder: Path) -> None:
@@ -141,7 +150,7 @@ def answers(report: Report) -> list[page.Html]:
         first = page.verdict(
             "unknown", "Labels: not attacked", page.paragraph(labels["not_attacked"])
         )
-    elif labels["certain"]:
+    elif labels["verdict"] == "leaks":
         words = f"{certainty(report).capitalize()}: with 95 % there are no fewer of them."
         first = page.verdict("leaks", "Labels: leak", page.paragraph(words))
     else:
@@ -153,10 +162,10 @@ def answers(report: Report) -> list[page.Html]:
     kind = images["verdict"]
     headings = {
         "leaks": "Images: leak",
-        "cannot": "Images: cannot leak",
-        "unknown": "Images: not found by this attack, with this effort",
+        "cannot leak": "Images: cannot leak",
+        "not found": "Images: not found by this attack, with this effort",
     }
-    if kind == "unknown" and not images["files"]:
+    if kind == "not found" and not images["files"]:
         heading, words = "Images: not attacked", str(images["not_attacked"])
     elif kind == "leaks":
         heading, words = headings[kind], EVIDENCE[images["evidence"]]
@@ -165,7 +174,7 @@ def answers(report: Report) -> list[page.Html]:
                 f" They leave {images['unexplained']:.2g} of the update unexplained, gray ones "
                 f"{images['gray']:.2g}."
             )
-    elif kind == "cannot":
+    elif kind == "cannot leak":
         heading, words = headings[kind], str(images["not_attacked"])
     else:
         heading = headings[kind]
@@ -179,7 +188,7 @@ def answers(report: Report) -> list[page.Html]:
                 f"The pictures below leave {missed:.2g} of the update unexplained, gray ones "
                 f"{images['gray']:.2g}; look at them all the same."
             )
-    return [first, page.verdict(kind, heading, page.paragraph(words))]
+    return [first, page.verdict(COLOURS[kind], heading, page.paragraph(words))]
 
 
 def labels_part(report: Report) -> list[page.Html]:

@@ -169,6 +169,12 @@ def audit(out, **options):
 @click.option("--training/--evaluation", default=True, help="Mode of batch norm at the client.")
 @click.option("--effort", type=click.Choice(["quick", "usual", "long"]), default="usual")
 @click.option("--iterations", type=click.IntRange(1), help="Of the search, in place of an effort.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["labels", "images"]),
+    multiple=True,
+    help="Status 1 if these leak or could not be attacked. May be given twice.",
+)
 @click.option("--labels-only", is_flag=True, help="Leave the images alone.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
@@ -178,10 +184,12 @@ def audit(out, **options):
     show_default=True,
     help="Folder of the report.",
 )
-def attack(model, shape, names_file, effort, iterations, labels_only, seed, out, **files_and_facts):
+def attack(model, shape, names_file, effort, iterations, fail_on, labels_only, seed, out, **given):
     """Attack what a server has: files, without the truth.
 
-    Leaves one HTML page, report.json, and the images that were restored as PNG files.
+    Leaves one HTML page, report.json, and the images that were restored as PNG files. The status is
+    0; or 1 if --fail-on names something that leaks or that could not be attacked; or 2 where
+    nothing was attacked, as a sentence says.
     """
     from gleak.study import attack as attacks
     from gleak.study.served import read_update
@@ -196,11 +204,11 @@ def attack(model, shape, names_file, effort, iterations, labels_only, seed, out,
     sys.path.insert(0, os.getcwd())  # noqa: PTH109, where a network of one's own may lie
     try:
         found = read_update(
-            model, (size[0], size[1], size[2]), class_names=names, seed=seed, **files_and_facts
+            model, (size[0], size[1], size[2]), class_names=names, seed=seed, **given
         )
         for sentence in (*found.assumed, *found.update.contradictions()):
             click.echo(f"note: {sentence}", err=True)
-        attacks.attack(
+        report = attacks.attack(
             found,
             out,
             iterations=iterations or attacks.EFFORTS[effort],
@@ -209,8 +217,13 @@ def attack(model, shape, names_file, effort, iterations, labels_only, seed, out,
             say=click.echo,
         )
     except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
     click.echo(f"the report: {shown((out / 'index.html').resolve())}")
+    failed = [subject for subject in fail_on if report.fails(subject)]
+    if failed:
+        click.echo(f"--fail-on: {', '.join(failed)}", err=True)
+        sys.exit(1)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
