@@ -10,7 +10,7 @@ from gleak.labels import posterior, rules
 from gleak.labels.last_layer import PATH, LastLayer
 from gleak.labels.posterior import LabelPosterior, label_posterior
 from gleak.labels.rounding import largest_remainder
-from gleak.labels.samples import SampleGuess, guess_samples
+from gleak.labels.samples import guess_samples
 from gleak.labels.singles import Singles, single_images
 from gleak.labels.statistics import DISTRIBUTIONS
 from gleak.update import MissingKnowledge, Update
@@ -18,7 +18,6 @@ from gleak.update import MissingKnowledge, Update
 __all__ = [
     "LabelPosterior",
     "LastLayer",
-    "SampleGuess",
     "Singles",
     "guess_samples",
     "label_posterior",

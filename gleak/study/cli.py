@@ -150,7 +150,7 @@ def audit(out, **options):
 @click.option("--round", "server_round", type=click.IntRange(1), default=1, help="Of that folder.")
 @click.option("--client", help="Of that round, where there are several.")
 @click.option("--delta", is_flag=True, help="The client sent the difference of weights.")
-@click.option("--samples", type=click.IntRange(1), help="K; guessed where the update shows it.")
+@click.option("--samples", type=click.IntRange(1), help="K, unless the update shows it.")
 @click.option("--classes", type=click.IntRange(2), help="How many; by default as the file shows.")
 @click.option(
     "--class-names", "names_file", type=FILE, help="A text file, the name of a class on each line."

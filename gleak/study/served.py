@@ -94,7 +94,7 @@ def read_update(
     kept
         A folder that `gleak.flower.KeepUpdates` wrote; server_round and client choose from it.
     samples
-        K; by default what the message says, else it is guessed from the update.
+        K; by default what the message says, else it is read off the update where that shows it.
     classes, class_names
         How many classes there are, and their names; by default as many as the file shows.
     normalise
@@ -170,8 +170,8 @@ def read_update(
     update = replace(update, facts=facts)
     how = "told"
     if not samples:
-        guess = guess_samples(update, seed=seed)
-        samples, how = guess.samples, str(guess)
+        samples = guess_samples(update, summed=loss == "sum", seed=seed)
+        how = "read off the update, whose gradient is the sum of so many single images"
     update = replace(update, num_samples=samples)
     if loss == "sum":
         update = update.of_summed_loss()
