@@ -28,6 +28,7 @@ from .inversion import invert as invert
 from .inversion import list_attacks as list_attacks
 from .inversion import list_update_models as list_update_models
 from .labels import compare_labels as compare_labels
+from .labels import guess_samples as guess_samples
 from .labels import label_posterior as label_posterior
 from .labels import list_label_methods as list_label_methods
 from .labels import restore_labels as restore_labels
