@@ -58,8 +58,8 @@ CLAIMS = {
     ),
     6: Claim(
         "It works at any stage of training",
-        "works at each stage of training that was tried",
-        "does not work on networks that were trained",
+        "works without data of its own",
+        "does not work at the stages of training that were tried",
     ),
     7: Claim(
         "It goes beyond GradInversion in batch size, quality and label distributions",
@@ -198,9 +198,9 @@ def sentence(records: pd.DataFrame, number: int, column: str) -> str:
     if found.grade == FAILS:
         return f"{start} {claim.does_not}: {row.reason} ({case})."
     if found.grade == HOLDS:
-        return (
-            f"{start} {claim.does} in all {rows.setting.nunique()} settings (the hardest: {case})."
-        )
+        number = rows.setting.nunique()
+        each = f"in each of {number} settings" if number > 1 else "in the one setting tried"
+        return f"{start} {claim.does} {each} (the hardest: {case})."
     return f"{start} {claim.does} {found.holds} (the hardest: {case}){elsewhere(found)}."
 
 
@@ -225,9 +225,10 @@ def marks(records: pd.DataFrame) -> tuple[Figure, str]:
         for (number, chapter, column), rows in records.groupby(["claim", "chapter", "column"]):
             colour, marker = STYLES[combined(rows).grade]
             shift = -0.18 if column == "paper" else 0.18
-            axis.plot(chapters.index(chapter) + shift, number, marker, color=colour, ms=8)
+            place = [chapters.index(chapter) + shift], [number]
+            axis.plot(*place, marker=marker, color=colour, ms=8, linestyle="")
         for grade, (colour, marker) in STYLES.items():
-            axis.plot([], [], marker, color=colour, ms=7, label=grade, linestyle="")
+            axis.plot([], [], marker=marker, color=colour, ms=7, label=grade, linestyle="")
         axis.set_xticks(range(len(chapters)), [chapter.split("_")[0] for chapter in chapters])
         axis.set_yticks(list(CLAIMS), [f"claim {number}" for number in CLAIMS])
         axis.set(ylim=(7.6, 0.4), xlim=(-0.6, max(len(chapters), 1) - 0.4), xlabel="chapter")
