@@ -70,7 +70,7 @@ def test_labels_are_judged_by_what_the_guess_leaves_open():
 def test_images(psnr, grade, reason):
     ones = np.ones(len(psnr))
     found = criterion.images("general", psnr, 20 * ones, 14 * ones)
-    assert (found.grade, found.short) == (grade, f"{psnr.mean() - 20:+.1f} dB")
+    assert (found.grade, found.short) == (grade, f"{psnr.mean() - 20:+z.1f} dB")
     assert reason in found.reason
 
 

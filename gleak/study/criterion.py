@@ -137,7 +137,7 @@ def spread(found: Interval, pattern: str) -> str:
     """An interval in words, or nothing of a single unit."""
     if found.n < 2:
         return ""
-    return f" ({LEVEL:.0%} interval {found.low:{pattern}} to {found.high:{pattern}})"
+    return f", {LEVEL:.0%} interval {found.low:{pattern}} to {found.high:{pattern}}"
 
 
 def untested(method: str, reason: str = "it was not run in this setting") -> Finding:
@@ -222,11 +222,11 @@ def images(
     else:
         reason = "the interval lies on both sides of the thumbnails"
     numbers = (
-        f"{reached.mean():.1f} dB, {ahead.mean:+.1f} dB against 8×8 thumbnails"
-        f"{spread(ahead, '+.1f')}, a flat colour {plain.mean():.1f} dB, {counted(ahead.n, unit)}"
+        f"{reached.mean():.1f} dB, {ahead.mean:+z.1f} dB against 8×8 thumbnails"
+        f"{spread(ahead, '+z.1f')}, a flat colour {plain.mean():.1f} dB, {counted(ahead.n, unit)}"
     )
     return Finding(
-        method, grade, numbers, f"{ahead.mean:+.1f} dB", reason, ahead.n, unit, *ahead[:3]
+        method, grade, numbers, f"{ahead.mean:+z.1f} dB", reason, ahead.n, unit, *ahead[:3]
     )
 
 
@@ -254,11 +254,11 @@ def spoilt(
         reason = "the interval with a wrong label lies on both sides of the thumbnails"
     numbers = (
         f"the other images fall from {whole.mean():.1f} to {broken.mean():.1f} dB, "
-        f"{after.mean:+.1f} dB against 8×8 thumbnails{spread(after, '+.1f')}, "
+        f"{after.mean:+z.1f} dB against 8×8 thumbnails{spread(after, '+z.1f')}, "
         f"{counted(after.n, unit)}"
     )
     return Finding(
-        method, grade, numbers, f"{after.mean:+.1f} dB", reason, after.n, unit, *judged[:3]
+        method, grade, numbers, f"{after.mean:+z.1f} dB", reason, after.n, unit, *judged[:3]
     )
 
 
@@ -296,7 +296,7 @@ def fused(
         reason = f"the interval of what is left holds the bar of {LOST:.0%}"
     numbers = (
         f"{left.mean:.0%} of the differences are left{spread(left, '.0%')}, the restored mean is "
-        f"{kept.mean:+.1f} dB from what the mean scores for each image, {counted(left.n, unit)}"
+        f"{kept.mean:+z.1f} dB from what the mean scores for each image, {counted(left.n, unit)}"
     )
     return Finding(
         method, grade, numbers, f"{left.mean:.0%} left", reason, left.n, unit, *judged[:3]
@@ -325,7 +325,7 @@ def ahead(
     """
     ours, theirs, least = (np.asarray(values, float) for values in (reached, rival, bar))
     lead, better = interval(ours - theirs), interval(np.maximum(ours, theirs) - least)
-    bar_name, pattern = ("thumbnails", "+.1f") if of == "images" else ("an even guess", "+.2f")
+    bar_name, pattern = ("thumbnails", "+z.1f") if of == "images" else ("an even guess", "+z.2f")
     grade, lacks = decided(lead), list(missing)
     if better.mean <= 0 or (better.n >= LEAST and better.low <= 0):
         side = "below" if better.high < 0 or better.n < LEAST else "not shown to be above"

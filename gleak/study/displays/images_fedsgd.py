@@ -225,11 +225,18 @@ NETWORKS = {  # of the cases of the recorded table
 
 
 def cases(stored: pd.DataFrame) -> pd.DataFrame:
-    """The recorded runs with their network, the number of images, and the pool of these."""
-    head = stored.case.str.extract(r"^(.+?)-(\d+)(?:-repeated)?$")
+    """The recorded runs with their network, the number of images, and what images these are."""
+    head = stored.case.str.extract(r"^(.+?)-(\d+)(-repeated)?$")
     crops = head[0].eq("crops").map({True: "crops of photographs", False: "CIFAR images"})
     network = head[0].map(NETWORKS).fillna("convnet")
-    return stored.assign(network=network, images=head[1].astype(int), kind=crops)
+    kind = crops + head[2].notna().map({True: " with repeated labels", False: ""})
+    return stored.assign(network=network, images=head[1].astype(int), kind=kind)
+
+
+def apart(runs: pd.DataFrame) -> str:
+    """What else tells a setting from others: its network, and repeated labels."""
+    repeated = runs.kind.iloc[0].endswith("repeated labels")
+    return f"on {runs.network.iloc[0]}" + " with repeated labels" * repeated
 
 
 def sized(runs: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
@@ -249,7 +256,7 @@ def verdict_on_images(stored: pd.DataFrame, model: str, results: Results) -> Non
     """Claim 2, from the recorded runs, and from the gradient of this page."""
     rows: list[Row] = []
     for words, size, runs in sized(cases(stored)):
-        where = setting(f"recorded: {words}", images=size, more=f"on {runs.network.iloc[0]}")
+        where = setting(f"recorded: {words}", images=size, more=apart(runs))
         rows.append((where, criterion.image_columns(runs, ["seed"])))
     images = example(results)
     size = len(results["gleak"][1])
@@ -265,12 +272,12 @@ def verdict_on_rivals(stored: pd.DataFrame, on_card: pd.DataFrame) -> None:
     small = ~on_card.case.str.contains("resnet")  # photographs are another chapter's
     for made, runs in {
         "equal evaluations": stored[equal],
-        "each as in the table": stored[~equal],
+        "each attack as in the table": stored[~equal],
         "graphics card": on_card[small],
     }.items():
         chosen = runs[runs.case.isin(runs.case[runs.attack == "gradinversion"])]
         for words, size, found in sized(cases(chosen)):
-            where = setting(f"{made}: {words}", images=size, more=f"on {found.network.iloc[0]}")
+            where = setting(f"{made}: {words}", images=size, more=apart(found))
             compared = criterion.rival_columns(found, ["seed"], "general", match=["case"])
             rows.append((where, compared))
     verdict([7], rows)
