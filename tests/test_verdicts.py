@@ -87,7 +87,8 @@ def test_the_box_names_both_columns_and_the_condition(monkeypatch):
     lines = [line.get_text() for line in box.select("p")]
     assert lines[1].startswith("The paper's method as published: holds under a condition")
     assert "it holds on untrained networks; it does not hold on trained networks" in lines[1]
-    assert lines[2] == "Any method of this study: holds"
+    assert "easy & <b>, zlg: 99% of the labels right" in lines[1]
+    assert lines[2].startswith("Any method of this study: holds. ")
     assert [cell.get_text() for cell in box.select("tbody th")] == ["easy & <b>", "late"]
     assert len(box.select("tbody tr")) == 4 == len(flat(stored))
 
@@ -177,6 +178,7 @@ def test_what_the_chapter_glues_is_there_for_each_claim(records, monkeypatch):
     assert len(page.select("tbody tr")) == 7
     assert {f"claim_{n}_{column}" for n in range(1, 8) for column in ("paper", "any")} <= set(glued)
     assert glued["grade_1_paper"] == CONDITION
+    assert "the hardest" not in glued["claim_1_paper"]  # the front page is short
     assert glued["settings"] == 2
 
 

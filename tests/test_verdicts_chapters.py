@@ -203,6 +203,7 @@ def test_photographs(said, share, psnr, units, grade):
 
 def weights_runs(psnr, units, steps, cosine, images):
     about = {"network": "convnet", "steps": steps, "K": images, "labels": "given"}
+    about |= {"B": 4, "E": 1, "lr": 0.1}
     return image_runs(psnr, units, ("equivalent", "gleak"), cosine=cosine, **about)
 
 

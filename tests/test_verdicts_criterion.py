@@ -167,6 +167,21 @@ def test_only_cases_that_both_ran_are_compared():
     assert alone["any"].reason == "GradInversion was not run here"
 
 
+def test_an_attack_that_ran_in_easy_cases_only_does_not_stand_for_any():
+    runs = pd.DataFrame(
+        [
+            {"attack": attack, "case": case, "seed": seed, "psnr": psnr}
+            for seed in range(6)
+            for attack, case, psnr in (
+                ("all", "easy", 24.0), ("all", "hard", 22.0), ("some", "easy", 30.0)
+            )
+        ]
+    ).assign(thumb8=20.0, mean_colour=14.0)  # fmt: skip
+    assert criterion.image_columns(runs, ["seed"], match=["case"])["any"].method == "all"
+    assert criterion.image_columns(runs, ["seed"])["any"].method == "some"
+    assert criterion.image_columns(runs, ["seed"], "some", match=["case"])["paper"].n == 6
+
+
 # -- several settings -----------------------------------------------------------------------------
 
 EASY = setting("easy", images=4)

@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
-from gleak.study.summary import Summary, combined
+from gleak.study.summary import Summary, combined, telling
 from gleak.study.verdicts import (
     COLUMNS,
     KEYS,
@@ -83,10 +83,25 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
     title = f"Claim{'s' * (len(claims) > 1)} {' and '.join(map(str, claims))}"
     lines, plain = [], [title]
     for column, name in COLUMNS.items():
-        found = combined(frame[frame.column == column])
+        chosen = frame[frame.column == column]
+        found = combined(chosen)
+        row = telling(chosen, found.grade)
         said = in_words(found)
-        lines.append(f"<p>{name[0].upper()}{name[1:]}: {badge(found.grade)}{html.escape(said)}</p>")
-        plain.append(f"{name}: {found.grade}{said}")
+        case = f"{row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        words = f"{name[0].upper()}{name[1:]}: "
+        lines.append(f"<p>{words}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
+        plain.append(f"{words}{found.grade}{said}. {case}")
+    details = each_setting(frame, title) if len(rows) > 1 else ""
+    link = '<a href="12_verdicts.html#the-criterion">criterion</a>'
+    box = (
+        f'<div class="gleak-verdict"><p><strong>{title}</strong> ({link})</p>'
+        f"{''.join(lines)}{details}</div>"
+    )
+    display({"text/html": box, "text/plain": "\n".join(plain), MIME: stored}, raw=True)
+
+
+def each_setting(frame: pd.DataFrame, title: str) -> str:
+    """A table to unfold; frame: the rows of a verdict on one claim."""
     body = ""
     for number, row in enumerate(frame.itertuples()):
         first = number % len(COLUMNS) == 0  # of its setting
@@ -98,21 +113,14 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
             html.escape(row.reason),
         )
         body += f"<tr>{header * first}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        plain.append(
-            f"{row.setting}; {row.column}, {row.method}: {row.grade}; {row.numbers}; {row.reason}"
-        )
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("Setting", "Method", "Grade", "Measured", "Reason")
-    )
-    box = (
-        f'<div class="gleak-verdict"><p><strong>{title}</strong> '
-        f'(<a href="12_verdicts.html#the-criterion">criterion</a>)</p>{"".join(lines)}'
+    names = ("Setting", "Method", "Grade", "Measured", "Reason")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        "<details><summary>Setting by setting</summary>"
         f'<div class="gleak-scroll" tabindex="0" role="region" aria-label="{title}, setting by '
         f'setting"><table class="table verdicts"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></div>"
+        f"<tbody>{body}</tbody></table></div></details>"
     )
-    display({"text/html": box, "text/plain": "\n".join(plain), MIME: stored}, raw=True)
 
 
 def badge(grade: str) -> str:

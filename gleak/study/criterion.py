@@ -390,13 +390,27 @@ def label_columns(
 
 
 def image_columns(
-    runs: pd.DataFrame, unit: Iterable[str], paper: str = "general", *, name: str = "network"
+    runs: pd.DataFrame,
+    unit: Iterable[str],
+    paper: str = "general",
+    *,
+    match: Iterable[str] = (),
+    name: str = "network",
 ) -> dict[str, Finding]:
-    """Both columns of a claim on images; runs: with `attack`, `psnr`, `thumb8`, `mean_colour`."""
-    found = {
-        str(attack): images(str(attack), rows.psnr, rows.thumb8, rows.mean_colour, name)
-        for attack, rows in by_method(runs, "attack", unit).items()
-    }
+    """Both columns of a claim on images; runs: with `attack`, `psnr`, `thumb8`, `mean_colour`.
+
+    match: columns of cases within a unit; an attack that ran in some of them only, perhaps the
+    easy ones, does not stand for any method.
+    """
+    found, cases = {}, list(match)
+    every = set(runs[cases].itertuples(index=False, name=None))
+    for attack, rows in runs.groupby("attack", sort=False):
+        ran = set(rows[cases].itertuples(index=False, name=None))
+        if attack == paper or ran == every:
+            means = by_unit(rows, unit)
+            found[str(attack)] = images(
+                str(attack), means.psnr, means.thumb8, means.mean_colour, name
+            )
     return columns(found, paper)
 
 

@@ -70,3 +70,15 @@ def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
 def named(chosen: Mapping[str, str]) -> str:
     """Conditions in words."""
     return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
+
+
+def telling(rows: pd.DataFrame, grade: str) -> pd.Series:
+    """The row that a grade rests on: of those that have it, and of most units, the least clear.
+
+    Where a claim holds, under a condition or not, the one that supports it least; else the one
+    that supports it most.
+    """
+    wanted = {CONDITION: HOLDS}.get(grade, grade)
+    chosen = rows[rows.grade == wanted] if (rows.grade == wanted).any() else rows
+    support = chosen[chosen.n == chosen.n.max()]["mean"].astype(float).fillna(0)
+    return rows.loc[support.idxmin() if wanted == HOLDS else support.idxmax()]

@@ -447,7 +447,7 @@ def recorded_rows(stored: pd.DataFrame) -> list[tuple[bool, Row]]:
             where = setting(
                 words, images=size, trained=bool(steps), weights=True, more=f"with {drift}"
             )
-            found = criterion.image_columns(chosen, ["seed"], "equivalent")
+            found = criterion.image_columns(chosen, ["seed"], "equivalent", match=["B", "E", "lr"])
             rows.append((bool(steps), (where, found)))
     return rows
 

@@ -257,7 +257,7 @@ def verdict_on_images(stored: pd.DataFrame, model: str, results: Results) -> Non
     rows: list[Row] = []
     for words, size, runs in sized(cases(stored)):
         where = setting(f"recorded: {words}", images=size, more=apart(runs))
-        rows.append((where, criterion.image_columns(runs, ["seed"])))
+        rows.append((where, criterion.image_columns(runs, ["seed"], match=["case"])))
     images = example(results)
     size = len(results["gleak"][1])
     where = setting(f"this page: {model}, {size} images", images=size, more=f"on {model}")

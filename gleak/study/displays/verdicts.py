@@ -14,7 +14,7 @@ from gleak import figures
 from gleak.study import criterion
 from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
-from gleak.study.summary import Summary, combined
+from gleak.study.summary import Summary, combined, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
 
 
@@ -164,6 +164,7 @@ def criterion_table() -> HTML:
         ("", "What counts"),
         ((html.escape(a), html.escape(b)) for a, b in rows.items()),
         "criterion",
+        prose=True,
     )
 
 
@@ -172,36 +173,25 @@ def of(records: pd.DataFrame, claim: int, column: str) -> pd.DataFrame:
     return records[(records.claim == claim) & (records.column == column)]
 
 
-def telling(rows: pd.DataFrame, grade: str) -> pd.Series:
-    """The row that a grade rests on: of those that have it, and of most units, the least clear.
-
-    Where a claim holds, under a condition or not, the one that supports it least; else the one
-    that supports it most.
-    """
-    wanted = {CONDITION: HOLDS}.get(grade, grade)
-    chosen = rows[rows.grade == wanted] if (rows.grade == wanted).any() else rows
-    support = chosen[chosen.n == chosen.n.max()]["mean"].astype(float).fillna(0)
-    return rows.loc[support.idxmin() if wanted == HOLDS else support.idxmax()]
-
-
-def sentence(records: pd.DataFrame, number: int, column: str) -> str:
-    """What was found of a claim, as one could print it."""
+def sentence(records: pd.DataFrame, number: int, column: str, case: bool = True) -> str:
+    """What was found of a claim, as one could print it; case: with the setting it rests on."""
     rows, claim, who = of(records, number, column), CLAIMS[number], WHO[column]
     start = f"{who[0].upper()}{who[1:]}"
     if rows.empty:
         return f"No chapter has measured whether {who} {claim.does}."
     found = combined(rows)
     row = telling(rows, found.grade)
-    case = f"{row.setting}, {row['method']}: {row.numbers}"
+    words = f"{row.setting}, {row['method']}: {row.numbers}"
+    shown, hardest = (f" ({words})", f" (the hardest: {words})") if case else ("", "")
     if found.grade == OPEN:
-        return f"It is not shown that {who} {claim.does}: {row.reason} ({case})."
+        return f"It is not shown that {who} {claim.does}: {row.reason}{shown}."
     if found.grade == FAILS:
-        return f"{start} {claim.does_not}: {row.reason} ({case})."
+        return f"{start} {claim.does_not}: {row.reason}{shown}."
     if found.grade == HOLDS:
         number = rows.setting.nunique()
         each = f"in each of {number} settings" if number > 1 else "in the one setting tried"
-        return f"{start} {claim.does} {each} (the hardest: {case})."
-    return f"{start} {claim.does} {found.holds} (the hardest: {case}){elsewhere(found)}."
+        return f"{start} {claim.does} {each}{hardest}."
+    return f"{start} {claim.does} {found.holds}{hardest}{elsewhere(found)}."
 
 
 def elsewhere(found: Summary) -> str:
@@ -241,15 +231,21 @@ def marks(records: pd.DataFrame) -> tuple[Figure, str]:
     return figure, alt + ", ".join(f"{total.get(g, 0)} rows {g}" for g in GRADES) + "."
 
 
-def page_table(names: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> HTML:
-    """A table of the page in a box that scrolls; rows: cells as HTML, the first is a header."""
+def page_table(
+    names: Iterable[str], rows: Iterable[Iterable[str]], label: str, prose: bool = False
+) -> HTML:
+    """A table of the page in a box that scrolls; rows: cells as HTML, the first is a header.
+
+    prose: cells are sentences.
+    """
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
     )
+    kind = "gleak-scroll prose" if prose else "gleak-scroll"
     return HTML(
-        f'<div class="gleak-scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">'
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{html.escape(label)}">'
         f'<table class="table verdicts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
         "</table></div>"
     )
@@ -263,14 +259,14 @@ def claims(records: pd.DataFrame) -> HTML:
         for column in COLUMNS:
             found = combined(of(records, number, column))
             words = sentence(records, number, column)
-            glue(f"claim_{number}_{column}", words)
+            glue(f"claim_{number}_{column}", sentence(records, number, column, case=False))
             glue(f"grade_{number}_{column}", found.grade)
             cells.append(f"{badge(found.grade)} {html.escape(words)}")
         rows.append((f"{number}. {html.escape(claim.says)}", *cells))
     glue("settings", int(records.groupby(["chapter", "setting"]).ngroups))
     glue("chapters", int(records.chapter.nunique()))
     names = [f"{name[0].upper()}{name[1:]}" for name in COLUMNS.values()]
-    return page_table(("Claim", *names), rows, "a sentence for each claim")
+    return page_table(("Claim", *names), rows, "a sentence for each claim", prose=True)
 
 
 def cell(rows: pd.DataFrame) -> str:
@@ -284,7 +280,7 @@ def cell(rows: pd.DataFrame) -> str:
         f'<a class="badge-{BADGES[found.grade]}" href="{row.link}" '
         f'title="{html.escape(row.setting)}: {html.escape(row.reason)}">'
         f'<span aria-hidden="true">{MARKS[found.grade]}</span>'
-        f'<span class="sr-only">{found.grade}: </span> {html.escape(row.short)}</a>'
+        f'<span class="visually-hidden">{found.grade}: </span> {html.escape(row.short)}</a>'
         f"<br><small>{html.escape(units)}</small>"
     )
 
@@ -309,7 +305,9 @@ def matrix(records: pd.DataFrame) -> HTML:
 def paper_and_here() -> HTML:
     """What is known of the paper, and what was done here."""
     rows = ((name, coded(theirs), coded(ours)) for name, theirs, ours in PAPER_AND_HERE)
-    return page_table(("", "The paper says", "We did"), rows, "the paper and this study")
+    return page_table(
+        ("", "The paper says", "We did"), rows, "the paper and this study", prose=True
+    )
 
 
 def coded(text: str) -> str:
@@ -335,7 +333,10 @@ def paper_says(records: pd.DataFrame) -> HTML:
             )
         rows.append((html.escape(claim.says), *cells))
     return page_table(
-        ("The paper says", "We got, by its method", "We got, by any method"), rows, "claims"
+        ("The paper says", "We got, by its method", "We got, by any method"),
+        rows,
+        "claims and numbers",
+        prose=True,
     )
 
 
