@@ -117,7 +117,8 @@ def records_of(*rows):
     return pd.DataFrame(records)
 
 
-EASY, LATE = setting("easy", images=4), setting("late", images=50, trained=True)
+EASY = setting("easy", what="labels", images=4)
+LATE = setting("late", what="labels", images=50, trained=True)
 
 
 @pytest.fixture

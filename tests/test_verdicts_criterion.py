@@ -194,8 +194,13 @@ SMOOTH = setting("smooth", images=4, more="with sigmoids")
 def judged(*graded):
     return pd.DataFrame(
         [
-            {"setting": one.words, **{key: getattr(one, key) for key in KEYS}, "grade": grade}
-            for one, grade in graded
+            {
+                "setting": one.words,
+                **{key: getattr(one, key) for key in KEYS},
+                "grade": grade,
+                "n": n,
+            }
+            for one, grade, n in ((*row, 6)[:3] for row in graded)
         ]
     )
 
@@ -209,18 +214,32 @@ def test_every_grade_of_several_settings():
     assert found.holds == "on untrained networks"
     assert found.fails == "on trained networks for up to 8 images"
     assert found.open == "on trained networks for more than 8 images"
+    assert combined(judged((EASY, HOLDS), (LATE, FAILS), (MANY, FAILS))).holds == (
+        "on untrained networks for up to 8 images"
+    )
 
 
 def test_the_condition_names_what_else_is_different():
     assert combined(judged((EASY, HOLDS), (SMOOTH, FAILS))).fails == "with sigmoids"
     alike = setting("another", images=4)
-    assert combined(judged((EASY, HOLDS), (alike, FAILS))).holds == "in: easy"
+    assert combined(judged((EASY, HOLDS), (alike, FAILS))).holds == "in this setting: easy"
+    more = [setting(f"{n}", images=4, more=f"on {n}") for n in range(6)]
+    found = combined(judged((EASY, FAILS), *((one, HOLDS) for one in more)))
+    assert found.holds == "on 0 or on 1 or on 2 or in 3 other settings"
 
 
-def test_a_setting_that_shows_nothing_counts_only_where_nothing_else_was_shown():
+def test_labels_say_nothing_about_images():
+    labels = setting("labels", what="labels", images=4)
+    found = combined(judged((labels, HOLDS), (EASY, OPEN)))
+    assert (found.grade, found.holds, found.open) == (CONDITION, "with labels", "with images")
+
+
+def test_a_setting_with_too_few_networks_counts_only_where_no_other_was_decided():
     example = setting("an example", images=2)
-    assert combined(judged((EASY, HOLDS), (example, OPEN))).grade == HOLDS
-    assert combined(judged((EASY, HOLDS), (LATE, OPEN))).grade == CONDITION
+    assert combined(judged((EASY, HOLDS), (example, OPEN, 1))).grade == HOLDS
+    assert combined(judged((EASY, HOLDS), (example, OPEN, LEAST))).grade == CONDITION
+    assert combined(judged((EASY, HOLDS), (SMOOTH, OPEN, 1))).grade == CONDITION
+    assert combined(judged((EASY, HOLDS), (LATE, OPEN, 1))).grade == CONDITION
 
 
 def test_sides_of_the_conditions():

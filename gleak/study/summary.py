@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from gleak.study.criterion import CONDITION, FAILS, HOLDS, OPEN
+from gleak.study.criterion import CONDITION, FAILS, HOLDS, LEAST, OPEN
 from gleak.study.verdicts import CONDITIONS, KEYS
 
-ALTERNATIVES = 3  # conditions named one beside the other; with more, the settings are listed
+ALTERNATIVES = 3  # conditions that are named one beside the other; more are counted
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ def combined(rows: pd.DataFrame) -> Summary:
     """One grade for several rows, as `stored_verdicts` has them.
 
     It holds if it does in all settings, under a condition if in some and not in others. A setting
-    in which nothing was shown counts only where nothing else was shown under its conditions.
+    with too few units counts only where no other one was decided under the same conditions.
     """
-    conditions = list(CONDITIONS)
-    shown = rows[rows.grade != OPEN]
-    known = set(shown[conditions].itertuples(index=False, name=None))
-    unknown = rows[rows.grade == OPEN]
-    keys = [key not in known for key in unknown[conditions].itertuples(index=False, name=None)]
-    unknown = unknown[pd.Series(keys, index=unknown.index, dtype=bool)]
+    decided = rows.grade != OPEN
+    known = set(rows.loc[decided, KEYS].itertuples(index=False, name=None))
+    again = [key in known for key in rows[KEYS].itertuples(index=False, name=None)]
+    shown = rows[decided]
+    unknown = rows[~decided & ~(pd.Series(again, index=rows.index) & (rows.n < LEAST))]
     held, failed = shown[shown.grade == HOLDS], shown[shown.grade == FAILS]
     if held.empty:
         return Summary(OPEN if failed.empty else FAILS)
@@ -48,23 +47,28 @@ def combined(rows: pd.DataFrame) -> Summary:
 
 
 def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
-    """What sets rows apart from others in words: the fewest conditions that do, else their names.
+    """What sets rows apart from others in words: for each the fewest conditions that do, or itself.
 
     >>> from gleak.study.verdicts import setting
     >>> here = pd.DataFrame([setting("a", images=4), setting("b", images=50)])
     >>> where(here, pd.DataFrame([setting("c", images=4, trained=True)]))
     'on untrained networks'
     """
-    if rows.empty:
-        return ""
-    for size in range(1, len(KEYS) + 1):
-        for keys in map(list, itertools.combinations(KEYS, size)):
-            here = dict.fromkeys(rows[keys].itertuples(index=False, name=None))
-            there = set(others[keys].itertuples(index=False, name=None))
-            told = all(all(values) for values in here) and len(here) <= ALTERNATIVES
-            if told and not there.intersection(here):
-                return " or ".join(named(dict(zip(keys, values, strict=True))) for values in here)
-    return "in: " + "; ".join(dict.fromkeys(rows.setting))
+    told = list(dict.fromkeys(apart(row, others) for _, row in rows.iterrows()))
+    if len(told) > ALTERNATIVES + 1:
+        left = len(told) - ALTERNATIVES
+        told = [*told[:ALTERNATIVES], f"in {left} other settings"]
+    return " or ".join(told)
+
+
+def apart(row: pd.Series, others: pd.DataFrame) -> str:
+    """The fewest conditions of a row that none of the others has together, in words."""
+    known = [key for key in KEYS if row[key]]
+    for size in range(1, len(known) + 1):
+        for keys in map(list, itertools.combinations(known, size)):
+            if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
+                return named({key: row[key] for key in keys})
+    return f"in this setting: {row.setting}"
 
 
 def named(chosen: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ SMALL = 64  # pixels a side: small up to here (mostly 32), then large (112 to 22
 
 # Conditions of the summary, and what they are called where a claim holds under one.
 CONDITIONS: dict[str, dict[str, str]] = {
+    "what": {"labels": "with labels", "images": "with images"},
     "stage": {"untrained": "on untrained networks", "trained": "on trained networks"},
     "update": {"FedSGD": "from gradients", "FedAvg": "from weights after local training"},
     "batch": {"few": f"for up to {FEW} images", "many": f"for more than {FEW} images"},
@@ -33,10 +34,12 @@ KEYS = [*CONDITIONS, "more"]
 class Setting:
     """Where a verdict was measured: in words, and on which side of each condition.
 
-    more: what else tells it from other settings, as `with sigmoids`; empty for nothing.
+    what: labels or images, whichever were to be restored. more: what else tells it from other
+    settings, as `with sigmoids`; empty for nothing.
     """
 
     words: str
+    what: str
     stage: str
     update: str
     batch: str
@@ -47,6 +50,7 @@ class Setting:
 def setting(
     words: str,
     *,
+    what: str = "images",
     images: float,
     pixels: int = 32,
     trained: bool = False,
@@ -55,6 +59,7 @@ def setting(
 ) -> Setting:
     """A setting by the images in a batch, their side in pixels, and what was sent.
 
+    what: labels or images, whichever were to be restored.
     trained: at the server, before the update. weights: after local training, not a gradient.
 
     >>> setting("four photographs", images=4, pixels=224).pixels
@@ -62,6 +67,7 @@ def setting(
     """
     return Setting(
         words,
+        what,
         "trained" if trained else "untrained",
         "FedAvg" if weights else "FedSGD",
         "few" if images <= FEW else "many",

@@ -88,10 +88,11 @@ def check_best(runs: Sequence[pd.DataFrame], best: pd.DataFrame) -> None:
     print(f"gleak beats an 8x8 thumbnail by 1 dB: {better}")
 
 
-def where(batch: Batch, model: str) -> Setting:
-    """The setting of the chapter."""
+def where(batch: Batch, model: str, what: str) -> Setting:
+    """The setting of the chapter; what: labels or images."""
     return setting(
         f"one gradient of {model} on {len(batch)} images, untrained",
+        what=what,
         images=len(batch),
         pixels=batch.images.shape[-1],
         more=f"on {model}",
@@ -102,7 +103,7 @@ def verdict_on_labels(batch: Batch, restored: Mapping[str, torch.Tensor], model:
     """Claim 1; restored: counts by rule."""
     rows = [{"method": m, **score_labels(c, batch.label_counts)} for m, c in restored.items()]
     found = criterion.label_columns(pd.DataFrame(rows), [], name="gradient")
-    verdict([1], [(where(batch, model), found)])
+    verdict([1], [(where(batch, model, "labels"), found)])
 
 
 def verdict_on_images(
@@ -113,4 +114,4 @@ def verdict_on_images(
         [pd.concat(runs).assign(attack="inverting-gradients"), best.assign(attack="gleak")]
     )
     found = criterion.image_columns(scores, [], name="gradient")
-    verdict([2], [(where(batch, model), found)])
+    verdict([2], [(where(batch, model, "images"), found)])

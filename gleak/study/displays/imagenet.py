@@ -124,7 +124,9 @@ def verdict_on_labels(read: pd.DataFrame, trained: str, size: int, pixels: int) 
     for model, runs in read.groupby("model", sort=False):
         known = model == trained
         words = f"{size} photographs, {model}, {'trained on ImageNet' if known else 'untrained'}"
-        where = setting(words, images=size, pixels=pixels, trained=known, more=f"on {model}")
+        where = setting(
+            words, what="labels", images=size, pixels=pixels, trained=known, more=f"on {model}"
+        )
         verdict([1, 6] if known else [1], [(where, criterion.label_columns(runs, ["seed"]))])
 
 

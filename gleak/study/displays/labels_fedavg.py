@@ -122,7 +122,12 @@ def stage_rows(frame: pd.DataFrame, model: str, dataset: str, size: int) -> list
         words = f"{size} images, {local} at rates of {rates}; {model} on {dataset}, {server}"
         found = criterion.label_columns(chosen, criterion.TRAINED)
         where = setting(
-            words, images=size, trained=bool(steps), weights=True, more=f"after {local}"
+            words,
+            what="labels",
+            images=size,
+            trained=bool(steps),
+            weights=True,
+            more=f"after {local}",
         )
         rows.append((steps, (where, found)))
     return rows
@@ -136,7 +141,7 @@ def verdict_on_counts(
     untrained = [row for steps, row in rows if not steps]
     if len(deep):
         words = "16 images, 4 local steps at a rate of 0.001; ResNet-18 in train mode, untrained"
-        where = setting(words, images=16, weights=True, more="on ResNet-18")
+        where = setting(words, what="labels", images=16, weights=True, more="on ResNet-18")
         untrained.append((where, criterion.label_columns(deep, ["seed"])))
     trained = [row for steps, row in rows if steps]
     for claims, chosen in (([1], untrained), ([1, 6], trained)):

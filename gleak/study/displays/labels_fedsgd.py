@@ -349,7 +349,7 @@ def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
         for sizes, rows in sized(runs):
             words = f"{made}: {name}, {sizes}, {listed(rows.N)} classes, untrained"
             yield (
-                setting(words, images=rows.K.min(), more=f"on {name}"),
+                setting(words, what="labels", images=rows.K.min(), more=f"on {name}"),
                 criterion.label_columns(rows, ["seed"]),
             )
 
@@ -365,12 +365,12 @@ def verdict_trained(frame: pd.DataFrame, handful: pd.DataFrame, size: int) -> No
     for steps, runs in frame.groupby("steps"):
         words = f"{size} images, {listed(runs.network)} on {listed(runs.pool)} after {steps} steps"
         found = criterion.label_columns(own(runs), criterion.TRAINED)
-        rows.append((setting(words, images=size, trained=bool(steps)), found))
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
     few = few_images(handful)
     for steps, runs in few.groupby("steps"):
         words = f"{listed(runs.K)} images, {listed(runs.pool)} after {steps} steps"
         found = criterion.label_columns(runs, criterion.TRAINED)
-        rows.append((setting(words, images=few.K.max(), trained=bool(steps)), found))
+        rows.append((setting(words, what="labels", images=few.K.max(), trained=bool(steps)), found))
     verdict([1, 6], rows)
 
 
@@ -397,13 +397,13 @@ def verdict_distributions(
     for sizes, runs in sized(grid):
         found = criterion.rival_columns(runs, ["seed"], "zlg", of="labels")
         words = f"recorded: labels as they come, {sizes}, {listed(runs.network)}, untrained"
-        rows.append((setting(words, images=runs.K.min()), found))
+        rows.append((setting(words, what="labels", images=runs.K.min()), found))
     for steps, runs in skewed.groupby("steps"):
         found = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")
         words = f"skewed labels, {size} images, {listed(runs.network)} after {steps} steps"
-        rows.append((setting(words, images=size, trained=bool(steps)), found))
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
     for steps, runs in frame.groupby("steps"):
         found = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")
         words = f"labels from uniform to a single class, after {steps} steps"
-        rows.append((setting(words, images=size, trained=bool(steps)), found))
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
     verdict([7], rows)

@@ -223,6 +223,6 @@ def verdict_on_labels(labels: pd.DataFrame, model: str, size: int) -> None:
     long = labels.melt(about, list(RULES), var_name="method", value_name="instance")
     for step, runs in long.groupby("step", sort=False):
         words = f"{size} images, {model} on {', '.join(runs.pool.unique())} after {step} steps"
-        where = setting(words, images=size, trained=bool(step))
+        where = setting(words, what="labels", images=size, trained=bool(step))
         rows.append((where, criterion.label_columns(runs, criterion.TRAINED)))
     verdict([1, 6], rows)

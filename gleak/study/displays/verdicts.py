@@ -153,8 +153,8 @@ def criterion_table() -> HTML:
         FAILS: "the interval lies below the bar.",
         OPEN: "the interval holds the bar, there are too few units, or the setting cannot show it.",
         CONDITION: "of several settings it holds in some, and the condition that tells them from "
-        "the others is named. A setting that shows nothing counts only where nothing else was "
-        "shown under its conditions.",
+        "the others is named. A setting with too few units counts only where no other one was "
+        "decided under the same conditions.",
         "Two columns": f"{'; '.join(COLUMNS.values())}: the best in that setting of all that need "
         "no data. That choice is made on the same runs, which favours it a little.",
         "Conditions": f"few is up to {FEW} images, small up to {SMALL} pixels a side (mostly 32, "
