@@ -25,6 +25,14 @@ def test_an_interval_holds_the_mean_and_narrows_with_the_spread():
     assert criterion.interval(20 * SIX) == wide  # the same each time
 
 
+def test_intervals_of_few_units_are_too_narrow():
+    assert 0.75 < criterion.coverage(LEAST) < criterion.coverage(30) < criterion.LEVEL + 0.02
+    units = np.random.default_rng(1).normal(size=(100, LEAST))
+    found = [criterion.interval(row) for row in units]
+    held = np.mean([one.low <= 0 <= one.high for one in found])
+    assert held == pytest.approx(criterion.coverage(LEAST), abs=0.08)
+
+
 @pytest.mark.parametrize("values", [[], [1.0, np.nan]])
 def test_an_interval_of_missing_numbers_is_refused(values):
     with pytest.raises(ValueError, match="missing"):

@@ -107,6 +107,18 @@ def ratio(top: NDArray, below: NDArray, axis: int = -1) -> NDArray:
     return np.where(lower > 0, upper / np.where(lower > 0, lower, 1), 1.0)
 
 
+def coverage(n: int, trials: int = 500) -> float:
+    """How often the interval of n units holds their true mean, where units spread as a normal.
+
+    Less often than LEVEL for few: the bootstrap knows no values beyond those it has.
+    """
+    draws = np.random.default_rng(0)
+    units, again = draws.normal(size=(trials, n)), draws.integers(n, size=(trials, n))
+    means = units[:, again].mean(-1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return float(((low <= 0) & (high >= 0)).mean())
+
+
 def by_unit(frame: pd.DataFrame, unit: Iterable[str]) -> pd.DataFrame:
     """Means of all numbers, a row for each unit.
 

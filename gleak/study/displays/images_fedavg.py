@@ -387,11 +387,12 @@ def fifty(stored: pd.DataFrame) -> pd.DataFrame:
 
 
 def fifty_numbers(stored: pd.DataFrame) -> dict[str, float]:
-    """The best of fifty images, and the thumbnails."""
+    """The best of fifty images, the thumbnails, and one flat colour."""
     many = fifty(stored)
     return {
         "fifty_best": float(many[["equivalent", "middle", "sme"]].max(axis=None)),
         "fifty_thumbnail": many.thumbnail.mean(),
+        "fifty_flat": many.flat.mean(),
         "fifty_good": 100 * stored[stored.K == 50].above_20.max(),
         "good": GOOD,
     }

@@ -134,7 +134,10 @@ def criterion_table() -> HTML:
         "one trained network and starts on one gradient are averaged first. Where all units share "
         "their images, the interval is about networks and not about images.",
         "Interval": f"{criterion.LEVEL:.0%}, of the mean over units, by the bootstrap "
-        f"({criterion.DRAWS} draws, percentiles).",
+        f"({criterion.DRAWS} draws, percentiles). With few units it is too narrow: where they "
+        f"spread as a normal, that of {criterion.LEAST} holds the true mean "
+        f"{criterion.coverage(criterion.LEAST):.0%} of the time, that of 20 "
+        f"{criterion.coverage(20):.0%}.",
         "Fewest units": f"{criterion.LEAST}: with fewer, all of them on one side of a bar is no "
         "rarer by chance than 1 in 20.",
         "Labels (claims 1, 6)": "restored if, of the labels that an even guess leaves open, "
