@@ -62,12 +62,17 @@ def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
 
 
 def apart(row: pd.Series, others: pd.DataFrame) -> str:
-    """The fewest conditions of a row that none of the others has together, in words."""
-    known = [key for key in KEYS if row[key]]
-    for size in range(1, len(known) + 1):
-        for keys in map(list, itertools.combinations(known, size)):
-            if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
-                return named({key: row[key] for key in keys})
+    """The fewest conditions of a row that none of the others has together, in words.
+
+    What else tells it apart, its network for instance, is named only where these do not.
+    """
+    also = [key for key in KEYS if key not in CONDITIONS and row[key]]
+    for more in ([], also):
+        for size in range(1 if not more else 0, len(CONDITIONS) + 1):
+            for few in itertools.combinations(CONDITIONS, size):
+                keys = [*few, *more]
+                if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
+                    return named({key: row[key] for key in keys})
     return f"in this setting: {row.setting}"
 
 

@@ -13,7 +13,12 @@ from gleak.study.book import Row, glue, verdict
 from gleak.study.experiments.labels_fedsgd import RIVALS, WITH_DATA
 from gleak.study.verdicts import FEW, setting
 
-NAMED = {"lenet": "LeNet with ReLU"}
+NAMED = {
+    "lenet": "LeNet with ReLU",
+    "lenet, ReLU": "LeNet with ReLU",
+    "lenet, sigmoid": "LeNet with sigmoids",
+    "lenet, tanh": "LeNet with tanh",
+}
 CELL = ["network", "N", "K"]  # of the recorded table
 STAGE = ["network", "pool", "steps"]
 
