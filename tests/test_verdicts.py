@@ -135,7 +135,7 @@ def test_a_sentence_for_each_grade(records):
     words = display.sentence(records, 1, "paper")
     assert words.startswith(
         "The paper's method as published reads nearly all labels of a batch out of an update on "
-        "untrained networks (the hardest: easy, zlg: 99% of the labels"
+        "untrained networks (the hardest case: easy, zlg: 99% of the labels"
     )
     assert words.endswith("; it does not on trained networks.")
     assert "in each of 2 settings" in display.sentence(records, 1, "any")
@@ -168,6 +168,7 @@ def test_the_matrix_has_mark_number_and_link_in_each_cell(records):
     assert "◐" in cells["FedSGD"].get_text()
     assert cells["FedAvg"].get_text() == "not measured"
     assert "50% / 40%" in cells["trained"].get_text()
+    assert "99% / 40% to 50% / 40%" in cells["labels"].get_text()
     assert cells["trained"].a["href"] == "02_labels.html#verdict"
     assert table.select_one("div.gleak-scroll[tabindex]")
 

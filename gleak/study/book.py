@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
-from gleak.study.summary import Summary, combined, telling
+from gleak.study.summary import Summary, case_name, combined, telling
 from gleak.study.verdicts import (
     COLUMNS,
     KEYS,
@@ -88,6 +88,9 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
         row = telling(chosen, found.grade)
         said = in_words(found)
         case = f"{row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        case = (
+            f"{case_name(found.grade).capitalize()}: {case}" if len(rows) > 1 else f"Here: {case}"
+        )
         words = f"{name[0].upper()}{name[1:]}: "
         lines.append(f"<p>{words}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
         plain.append(f"{words}{found.grade}{said}. {case}")

@@ -81,6 +81,11 @@ def named(chosen: Mapping[str, str]) -> str:
     return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
 
 
+def case_name(grade: str) -> str:
+    """What the row that a grade rests on is among the others."""
+    return "the hardest case" if grade in (HOLDS, CONDITION) else "the best case"
+
+
 def telling(rows: pd.DataFrame, grade: str) -> pd.Series:
     """The row that a grade rests on: of those that have it, and of most units, the least clear.
 

@@ -14,7 +14,7 @@ from gleak import figures
 from gleak.study import criterion
 from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
-from gleak.study.summary import Summary, combined, telling
+from gleak.study.summary import Summary, case_name, combined, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
 
 
@@ -164,7 +164,7 @@ def criterion_table() -> HTML:
         "else 112 to 224).",
     }
     return page_table(
-        ("", "What counts"),
+        ("Of what", "What counts"),
         ((html.escape(a), html.escape(b)) for a, b in rows.items()),
         "criterion",
         prose=True,
@@ -185,16 +185,16 @@ def sentence(records: pd.DataFrame, number: int, column: str, case: bool = True)
     found = combined(rows)
     row = telling(rows, found.grade)
     words = f"{row.setting}, {row['method']}: {row.numbers}"
-    shown, hardest = (f" ({words})", f" (the hardest: {words})") if case else ("", "")
+    told = f" ({case_name(found.grade)}: {words})" if case else ""
     if found.grade == OPEN:
-        return f"It is not shown that {who} {claim.does}: {row.reason}{shown}."
+        return f"It is not shown that {who} {claim.does}: {row.reason}{told}."
     if found.grade == FAILS:
-        return f"{start} {claim.does_not}: {row.reason}{shown}."
+        return f"{start} {claim.does_not}: {row.reason}{told}."
     if found.grade == HOLDS:
         number = rows.setting.nunique()
         each = f"in each of {number} settings" if number > 1 else "in the one setting tried"
-        return f"{start} {claim.does} {each}{hardest}."
-    return f"{start} {claim.does} {found.holds}{hardest}{elsewhere(found)}."
+        return f"{start} {claim.does} {each}{told}."
+    return f"{start} {claim.does} {found.holds}{told}{elsewhere(found)}."
 
 
 def elsewhere(found: Summary) -> str:
@@ -278,12 +278,15 @@ def cell(rows: pd.DataFrame) -> str:
         return '<span class="none">not measured</span>'
     found = combined(rows)
     row = telling(rows, found.grade)
+    number, failed = row.short, rows[rows.grade == FAILS]
+    if found.grade == CONDITION and len(failed):
+        number = f"{number} to {failed.loc[failed['mean'].astype(float).idxmin()].short}"
     units = f"{row.n} {row.unit}{'' if row.n == 1 else 's'}" if row.n else "none"
     return (
         f'<a class="badge-{BADGES[found.grade]}" href="{row.link}" '
         f'title="{html.escape(row.setting)}: {html.escape(row.reason)}">'
         f'<span aria-hidden="true">{MARKS[found.grade]}</span>'
-        f'<span class="visually-hidden">{found.grade}: </span> {html.escape(row.short)}</a>'
+        f'<span class="visually-hidden">{found.grade}: </span> {html.escape(number)}</a>'
         f"<br><small>{html.escape(units)}</small>"
     )
 
@@ -309,7 +312,7 @@ def paper_and_here() -> HTML:
     """What is known of the paper, and what was done here."""
     rows = ((name, coded(theirs), coded(ours)) for name, theirs, ours in PAPER_AND_HERE)
     return page_table(
-        ("", "The paper says", "We did"), rows, "the paper and this study", prose=True
+        ("Subject", "The paper says", "We did"), rows, "the paper and this study", prose=True
     )
 
 
