@@ -87,13 +87,11 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
         found = combined(chosen)
         row = telling(chosen, found.grade)
         said = in_words(found)
-        case = f"{row.setting}, {row['method']}: {row.numbers}; {row.reason}."
-        case = (
-            f"{case_name(found.grade).capitalize()}: {case}" if len(rows) > 1 else f"Here: {case}"
-        )
-        words = f"{name[0].upper()}{name[1:]}: "
-        lines.append(f"<p>{words}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
-        plain.append(f"{words}{found.grade}{said}. {case}")
+        kind = case_name(found.grade).capitalize() if len(rows) > 1 else "Here"
+        case = f"{kind}: {row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        start = f"{name[0].upper()}{name[1:]}: "
+        lines.append(f"<p>{start}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
+        plain.append(f"{start}{found.grade}{said}. {case}")
     details = each_setting(frame, title) if len(rows) > 1 else ""
     link = '<a href="12_verdicts.html#the-criterion">criterion</a>'
     box = (
