@@ -88,4 +88,4 @@ def test_a_chapter_runs_on_other_networks_and_stages(number, chosen, tmp_path, m
     chapters.execute(run)
     verdicts = stored_verdicts([run.output])
     assert verdicts
-    assert not [record for record in verdicts if "nan" in record["measured"]]
+    assert not [record for record in verdicts if "nan" in record["numbers"]]
