@@ -12,8 +12,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import gleak
 from gleak.inversion.closed import exact_images, peel, spear
 from gleak.inversion.closed.chain import BasicBlock as BlockLayer
-from gleak.inversion.closed.chain import Reshape, trace
-from gleak.inversion.closed.layers import ROWS
+from gleak.inversion.closed.chain import Pad, Reshape, trace
+from gleak.inversion.closed.layers import ROWS, Kept, find_row
 from gleak.inversion.closed.solve import solve_least_squares, taps
 from gleak.labels.tolerance import of_dtype, scaled
 from gleak.models import Normalise
@@ -142,15 +142,16 @@ def test_kinds_of_layers_as_the_graph_tells_them():
     assert kinds == [*block, *block, "Conv2d", "ReLU", "Identity", "Flatten", "Linear"]
 
 
-def test_dropout_is_nothing_in_eval_mode_only():
-    net, batch = nn.Sequential(*written(nn.Sequential)[:-1], nn.Dropout()), small([0, 1, 3])
+@pytest.mark.parametrize("seed", [1, None])
+def test_what_dropout_kept_is_told_by_zeros(seed):
+    """In front of the classifier, in eval mode, in train mode with and without dropout."""
+    net, batch = nn.Sequential(*written(nn.Sequential)[:-1], nn.Dropout(0.3)), small([0, 1, 3])
     net.append(written(nn.Sequential)[-1])
-    ended = peel(gleak.fedsgd(net, batch, dropout_seed=1), batch.label_counts)
-    assert ended.is_features
-    assert "dropout kept is not known" in ended.ended
-    goes_on = peel(gleak.fedsgd(net, batch, training=False), batch.label_counts)
-    assert not goes_on.is_features
-    assert error(goes_on.activations, truth_at(goes_on, batch)) < 1e-4
+    training = seed is not None
+    update = gleak.fedsgd(net, batch, training=training, dropout_seed=seed)
+    peeled = peel(update, batch.label_counts)
+    assert not peeled.is_features, peeled.ended
+    assert error(peeled.activations, truth_at(peeled, batch)) < 1e-4
 
 
 # -- residual networks ---------------------------------------------------------------------------
@@ -253,8 +254,8 @@ def test_alexnet_is_peeled_to_its_pooling_in_eval_mode_and_to_its_dropout_in_tra
     assert found.ended.startswith("MaxPool2d")
     assert found.activations.shape == (2, 256, 6, 6)
     assert error(found.activations, truth_at(found, batch)) < 1e-3
-    found = peel(gleak.fedsgd(net, batch), batch.label_counts)
-    assert found.ended.startswith("Dropout")
+    found = peel(gleak.fedsgd(net, batch, dropout_seed=1), batch.label_counts)
+    assert "Dropout" in found.ended and "not known" in found.ended
 
 
 class Undecided(nn.Module):
@@ -325,11 +326,22 @@ def uneven(norm):
     return norm
 
 
+KINKED = (nn.Hardtanh, nn.Hardsigmoid, nn.GELU, nn.SiLU, nn.Hardswish)
 LAYERS = [
     nn.Conv2d(3, 5, 3, stride=2, padding=1),
     nn.Conv2d(3, 5, 3, padding="same"),
+    nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"),
+    nn.Conv2d(3, 5, 3, padding=2, padding_mode="circular", dilation=2),
     nn.Linear(6, 4),
     nn.ReLU(),
+    nn.ReLU6(),
+    nn.Hardtanh(-0.5, 0.7),
+    nn.Hardsigmoid(),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Hardswish(),
+    Pad((1, 2, 0, 1)),
+    Pad((1, 2, 0, 1), "replicate"),
     nn.LeakyReLU(0.1),
     nn.ELU(0.7),
     nn.Softplus(2.0),
@@ -337,24 +349,29 @@ LAYERS = [
     nn.Tanh(),
     uneven(nn.BatchNorm2d(3)).eval(),
     nn.BatchNorm2d(3, affine=False).eval(),
+    uneven(nn.BatchNorm1d(6)).eval(),
     nn.Flatten(),
     nn.Identity(),
     Normalise((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
     nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveAvgPool2d((2, 4)),
     nn.AvgPool2d(2),
 ]
 
 
 def test_each_row_is_tried():
-    assert {*ROWS} - {type(layer) for layer in LAYERS} == {BlockLayer, Reshape}
+    hidden = {nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d}
+    tried = {kind for layer in LAYERS for kind in type(layer).__mro__}
+    assert {*ROWS} - tried == {BlockLayer, Reshape, nn.Dropout, Kept} | hidden
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_rows_against_the_truth_in_float64(layer):
     draws = torch.Generator().manual_seed(0)
-    layer, row = layer.double(), ROWS[type(layer)]
-    shape = (6,) if isinstance(layer, nn.Linear) else (3, 6, 6)
-    inputs = torch.randn(2, *shape, generator=draws, dtype=torch.float64).requires_grad_()
+    layer, row = layer.double(), find_row(layer)
+    shape = (6,) if isinstance(layer, nn.Linear | nn.BatchNorm1d) else (3, 6, 6)
+    inputs = torch.randn(2, *shape, generator=draws, dtype=torch.float64)
+    inputs = (4 * inputs if isinstance(layer, KINKED) else inputs).requires_grad_()
     outputs = layer(inputs)
     assert torch.equal(row.forward(layer, inputs), outputs)
     above = torch.randn(outputs.shape, generator=draws, dtype=torch.float64)
@@ -365,7 +382,15 @@ def test_rows_against_the_truth_in_float64(layer):
         found, known = row.inverse(layer, outputs, shape, torch.finfo(torch.float64).eps)
         known = torch.ones_like(inputs, dtype=torch.bool) if known is None else known
         assert torch.allclose(found[known], inputs[known], rtol=1e-12, atol=1e-12)
-        assert torch.equal(known, inputs > 0) or known.all()
+        passed = inputs > 0 if row.other else row.slope(layer, above, inputs, outputs) != 0
+        assert known.all() or torch.equal(known, passed)
+        if row.other:
+            other = row.other(layer, outputs)
+            assert torch.allclose(layer(other), outputs, atol=1e-12)
+            first = (found - inputs).abs() <= (other - inputs).abs()
+            wanted = torch.where(first, found, other)
+            found = torch.where(outputs == 0, inputs, wanted)  # below -3 all are the same
+            assert torch.allclose(found, inputs, atol=1e-6) and not first.all()
     else:
         found = torch.zeros_like(inputs)
     assert torch.allclose(row.slope(layer, above, found, outputs), slope, rtol=1e-12, atol=1e-14)

@@ -10,20 +10,35 @@ recognised by its graph, and becomes one layer.
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.modules import padding
 
 from gleak.inversion.closed.graph import Traced, function_of, traced
 from gleak.network import is_dropout
 from gleak.update import MissingKnowledge
 
+PADS = (
+    padding._ConstantPadNd,
+    padding._ReflectionPadNd,
+    padding._ReplicationPadNd,
+    padding._CircularPadNd,
+)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 NORMED = [nn.Conv2d, nn.BatchNorm2d]
 POINTWISE: dict[str, type[nn.Module]] = {  # functions by name, with the arguments of their layers
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "hardsigmoid": nn.Hardsigmoid,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
     "softplus": nn.Softplus,
@@ -42,6 +57,24 @@ class Reshape(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Values (K, ...) as (K, *shape)."""
         return values.reshape(len(values), *self.shape)
+
+
+class Pad(nn.Module):
+    """A border around each image.
+
+    sides: how many pixels in front of and behind each dimension, the last dimension first.
+    mode: where the border's values come from, as of `F.pad`: "constant", "reflect", "replicate" or
+    "circular". value: of a constant border.
+    """
+
+    def __init__(self, sides: Sequence[int], mode: str = "constant", value: float = 0.0) -> None:
+        super().__init__()
+        self.sides, self.mode, self.value = tuple(sides), mode, value
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) with the border."""
+        value = self.value if self.mode == "constant" else None
+        return F.pad(values, self.sides, self.mode, value)
 
 
 class BasicBlock(nn.Module):
@@ -225,15 +258,19 @@ def module_layer(
         )
     if unknown:
         return None, kind, f"it cannot be traced: {unknown}"
-    if is_dropout(module):
-        if net.model.training or module.training:
-            return None, kind, "what the client's dropout kept is not known"
+    if is_dropout(module) and not (net.model.training or module.training):
         return nn.Identity(), kind, ""
+    if is_dropout(module) and not isinstance(module, DROPOUTS):
+        return None, kind, "what the client's dropout kept is not known"
     layer: nn.Module | None = module
-    if getattr(module, "inplace", False):
+    if is_dropout(module):
+        layer = nn.Dropout(module.p)
+    elif getattr(module, "inplace", False):
         layer = out_of_place(module)
     elif isinstance(module, nn.Flatten):
         layer = reshaped(entering, leaving)
+    elif isinstance(module, PADS):
+        layer = padded(module)
     elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
         layer = nn.Identity()
     elif isinstance(module, nn.AdaptiveAvgPool2d):
@@ -253,6 +290,12 @@ def function_layer(
     arguments = args[1:]
     if name in POINTWISE:
         return out_of_place(POINTWISE[name](*arguments, **kwargs))
+    if name in ("clamp", "clamp_min", "clip"):
+        low = arguments[0] if arguments else kwargs.get("min")
+        high = arguments[1] if len(arguments) > 1 else kwargs.get("max")
+        if low == 0 and high is None:
+            return nn.ReLU()
+        return None if low is None or high is None else nn.Hardtanh(low, high)
     if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze"):
         return reshaped(entering, leaving)
     if name == "contiguous":
@@ -260,9 +303,14 @@ def function_layer(
     if name == "dropout":
         bound = inspect.signature(F.dropout).bind(*args, **kwargs)
         bound.apply_defaults()
-        return None if bound.arguments["training"] else nn.Identity()
+        p = bound.arguments["p"]
+        return nn.Dropout(p) if bound.arguments["training"] else nn.Identity()
+    if name == "pad":
+        return Pad(*arguments, **kwargs)
     if name == "adaptive_avg_pool2d":
-        return averaged(entering, leaving, entering[1:], 0)
+        size = arguments[0] if arguments else kwargs["output_size"]
+        whole = averaged(entering, leaving, entering[1:], 0)
+        return nn.Identity() if entering == leaving else whole or nn.AdaptiveAvgPool2d(size)
     if name == "avg_pool2d":
         size = arguments[0] if arguments else kwargs["kernel_size"]
         padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
@@ -271,6 +319,14 @@ def function_layer(
         bound = inspect.signature(nn.MaxPool2d).bind(*arguments, **kwargs)
         return nn.MaxPool2d(*bound.args, **bound.kwargs)
     return None
+
+
+def padded(module: nn.Module) -> Pad:
+    """A module of torch's that pads, as `Pad`."""
+    name = type(module).__name__
+    modes = ("reflect", "replicate", "circular")
+    mode = next((mode for mode in modes if name.lower().startswith(mode)), "constant")
+    return Pad(getattr(module, "padding"), mode, getattr(module, "value", 0.0))  # noqa: B009
 
 
 def out_of_place(layer: nn.Module) -> nn.Module:

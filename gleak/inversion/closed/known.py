@@ -41,6 +41,10 @@ class Place:
     unmasked: in front of a ReLU, the slope if all its units were active; otherwise None.
     onwards: the layers from here to that ReLU, where it is not the next one.
     deviation: (K, ...) standard error of the values, where least squares tell it; otherwise None.
+    other: in front of a layer that is not monotone, a second pair of values and slope (K, ...), one
+    of which each unit has; the values above are the likelier ones. Otherwise None.
+    as_run: what the layer behind this place did to this batch, where that is more than the layer
+    tells: dropout with what it kept. Otherwise None.
     passed: in front of a residual block, what more of the slope went past it. In train mode batch
     norm hides the scale of the values, the inverse of which `slope` has and this has not.
     """
@@ -52,6 +56,8 @@ class Place:
     onwards: tuple[nn.Module, ...] = ()
     passed: torch.Tensor | float = 0.0
     deviation: torch.Tensor | None = None
+    other: tuple[torch.Tensor, torch.Tensor] | None = None
+    as_run: nn.Module | None = None
 
     @property
     def whole_slope(self) -> torch.Tensor:

@@ -56,6 +56,9 @@ def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         return inputs[:, None, :, None]
     assert isinstance(layer, nn.Conv2d)
     padding: str | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros":
+        sides = layer._reversed_padding_repeated_twice
+        inputs, padding = F.pad(inputs, sides, layer.padding_mode), (0, 0)
     if isinstance(padding, str):  # "same" puts the odd pixel behind, "valid" has none
         sides = [
             side if padding == "same" else 0
@@ -65,6 +68,15 @@ def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         inputs, padding = F.pad(inputs, sides), (0, 0)
     found = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
     return found.unflatten(1, (inputs.shape[1], -1)).transpose(1, 2)
+
+
+def seen_of(layer: nn.Conv2d, inputs: torch.Tensor, channel: int) -> torch.Tensor:
+    """What one input channel (K, 1, H, W) makes of a convolution's outputs, (K, out, ...)."""
+    seen = taps(layer, inputs)[:, :, 0]  # (K, taps, places)
+    made = layer.weight.double()[:, channel].flatten(1) @ seen
+    with torch.no_grad():
+        size = layer(inputs.new_zeros(1, layer.in_channels, *inputs.shape[2:]).to(layer.weight))
+    return made.unflatten(2, size.shape[2:])
 
 
 def by_tap(weight: torch.Tensor) -> torch.Tensor:
@@ -101,8 +113,6 @@ def solve_input(
 
     Raises ArithmeticError where they are fewer than the unknowns.
     """
-    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
-        raise ArithmeticError("convolutions in groups or with another padding than zeros are open")
     channels = shape[0]
     # one matrix serves all input channels
     matrix = input_equations(layer, slope, shape).flatten(0, 1)
@@ -137,10 +147,8 @@ def solve_input(
         )
     directions = (right[rank:] / size).reshape(-1, 1, *shape[1:])  # the same for every channel
     with torch.no_grad():
-        weight = layer.weight.double()
-        settings: Any = (None, layer.stride, layer.padding, layer.dilation)
         columns = [
-            F.conv2d(directions, weight[:, [channel]], *settings).view(free, *known.shape)[:, known]
+            seen_of(layer, directions, channel).view(free, *known.shape)[:, known]
             for channel in range(channels)
         ]
         missing = (outputs - double(layer, inputs))[known]
