@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,31 +77,61 @@ class Pad(nn.Module):
         return F.pad(values, self.sides, self.mode, value)
 
 
-class BasicBlock(nn.Module):
-    """The residual block of ResNet-18 and ResNet-34 (He et al. 2016), however it was written.
+class ResidualBlock(nn.Module):
+    """A residual block as He et al. (2016) have it, however it was written.
 
-    relu(norm2(conv2(relu(norm1(conv1(x))))) + x), or with short_norm(short(x)) in place of x.
+    Convolutions, each with batch norm behind it and ReLU between them; the sum with what entered,
+    or with a convolution and batch norm of that; and a ReLU. Two convolutions make the block of
+    ResNet-18 and ResNet-34, three the bottleneck of ResNet-50 and larger ones.
     """
 
     def __init__(
         self,
-        conv1: nn.Conv2d,
-        norm1: nn.BatchNorm2d,
-        conv2: nn.Conv2d,
-        norm2: nn.BatchNorm2d,
+        convs: Sequence[nn.Conv2d],
+        norms: Sequence[nn.BatchNorm2d],
         short: nn.Conv2d | None = None,
         short_norm: nn.BatchNorm2d | None = None,
     ) -> None:
         super().__init__()
-        self.conv1, self.norm1, self.conv2, self.norm2 = conv1, norm1, conv2, norm2
+        # lists would be modules, too: what they hold must be found by its type
+        self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
         self.short, self.short_norm = short, short_norm
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(K, C, H, W) to (K, C', H', W')."""
-        branch = self.norm2(self.conv2(self.norm1(self.conv1(values)).relu()))
+        branch = values
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            branch = norm(conv(branch.relu() if i else branch))
         if self.short is not None and self.short_norm is not None:
             values = self.short_norm(self.short(values))
         return (branch + values).relu()
+
+
+class NormedConv(nn.Module):
+    """A convolution, batch norm in train mode and ReLU: they are solved as one."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) to (K, C', H', W')."""
+        return self.norm(self.conv(values)).relu()
+
+
+class NormBehind(nn.Module):
+    """Batch norm in train mode, behind a ReLU that is behind a convolution.
+
+    conv: the convolution, which tells more of the norm, but is a step of its own.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.norm, self.conv = norm, conv
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """The norm of values (K, C, H, W), by their own mean and variance."""
+        return self.norm(values)
 
 
 class Unknown(nn.Module):
@@ -154,8 +184,8 @@ class Chain:
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """The chain of a model that takes images of this shape (C, H, W).
 
-    Raises MissingKnowledge for a network that cannot be traced, for one that does not end in a
-    linear layer, and for one that branches into anything but residual blocks of two convolutions.
+    Raises MissingKnowledge for a network that cannot be traced, and for one that does not end in a
+    linear layer. What branches otherwise than as a residual block is one step, not understood.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     >>> [step.kind for step in trace(net, (1, 4, 4)).steps]
@@ -171,38 +201,65 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
             "peeling needs a network that ends in a linear layer; this one ends in "
             + (steps[-1].kind if steps else "nothing")
         )
-    return Chain(net.model, net.graph, tuple(steps))
+    return Chain(net.model, net.graph, tuple(with_norms(steps)))
+
+
+def with_norms(steps: list[Step]) -> list[Step]:
+    """The steps, those with batch norm in train mode together with the layers that it needs."""
+    found: list[Step] = []
+    for step in steps:
+        *_, two, one = [None, None, *found]
+        layers = [before.layer if before else None for before in (two, one)]
+        if isinstance(step.layer, nn.ReLU) and plain_conv(layers[0]) and norm_of_batch(layers[1]):
+            layer: nn.Module = NormedConv(*layers)
+            step = replace(step, layer=layer, kind="Conv2d, BatchNorm2d, ReLU")
+            step = replace(step, entering=found[-2].entering)
+            found[-2:] = []
+        elif norm_of_batch(step.layer) and plain_conv(layers[0]) and isinstance(layers[1], nn.ReLU):
+            step = replace(step, layer=NormBehind(step.layer, layers[0]))
+        found.append(step)
+    return found
+
+
+def norm_of_batch(layer: nn.Module | None) -> bool:
+    """Whether the layer is a batch norm in train mode, with parameters."""
+    return isinstance(layer, nn.BatchNorm2d) and layer.training and has_all(layer)
+
+
+def has_all(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm has parameters and running statistics."""
+    return norm.affine and norm.running_mean is not None
+
+
+def plain_conv(layer: nn.Module | None) -> bool:
+    """Whether the layer is a convolution in one group, padded with zeros."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 def branched(net: Traced, part: list[fx.Node], rest: list[list[fx.Node]]) -> Step:
     """The step of a part that branches, together with the ReLU that follows in a residual block.
 
-    Takes that ReLU off the `rest` of the parts. A module without layers that branches is a layer
-    itself, one that is not understood. Raises MissingKnowledge for all else that branches.
+    Takes that ReLU off the `rest` of the parts.
     """
     entering, leaving = net.shapes[part[0]][1:], net.shapes[part[-1]][1:]
-    block = basic_block(net, part)
+    block = residual_block(net, part)
     if block and rest and len(rest[0]) == 2:
         after = single(net, *rest[0])
         if isinstance(after.layer, nn.ReLU):
             rest.pop(0)
-            return Step(block, "BasicBlock", entering, leaving, after.node)
+            kind = "BasicBlock" if len(block.convs) == 2 else "Bottleneck"
+            return Step(block, kind, entering, leaving, after.node)
     module = net.innermost(part[1:])
-    kind = type(module).__name__
-    if any(True for _ in module.children()):
-        raise MissingKnowledge(
-            "peeling needs a chain of layers and residual blocks of two convolutions; got a "
-            f"{kind}, which branches"
-        )
-    return Step(Unknown(), kind, entering, leaving, part[-1])
+    unknown = "it branches" if any(True for _ in module.children()) else ""
+    return Step(Unknown(), type(module).__name__, entering, leaving, part[-1], unknown)
 
 
-def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
+def residual_block(net: Traced, part: list[fx.Node]) -> ResidualBlock | None:
     """The residual block that is this part up to its sum, or None."""
     start, total = part[0], part[-1]
     if function_of(total) != "add" or len(total.args) != 2 or total.kwargs:
         return None
-    branches: list[list[Step]] = []
+    branches: list[list[nn.Module]] = []
     for end in total.args:
         branches.append([])
         node = end if isinstance(end, fx.Node) else total
@@ -210,25 +267,21 @@ def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
             sources = net.sources(node)
             if len(sources) != 1:  # as of the sum itself
                 return None
-            branches[-1].insert(0, single(net, sources[0], node))
+            layer = single(net, sources[0], node).layer
+            if not isinstance(layer, nn.Identity):
+                branches[-1].insert(0, layer)
             node = sources[0]
     short, long = sorted(branches, key=len)
-    if [type(step.layer) for step in long] != [*NORMED, nn.ReLU, *NORMED]:
+    number = (len(long) + 1) // 3
+    if number < 2 or [type(layer) for layer in long] != [*NORMED, nn.ReLU] * (number - 1) + NORMED:
         return None
-    if short and [type(step.layer) for step in short] != NORMED:
+    if short and [type(layer) for layer in short] != NORMED:
         return None
-    layers = [step.layer for step in (*long, *short)]
-    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-    if (
-        [conv.kernel_size for conv in convs] == [(3, 3), (3, 3), (1, 1)][: len(convs)]
-        and all(conv.groups == 1 and conv.padding_mode == "zeros" for conv in convs)
-        and all(norm.affine and norm.running_mean is not None for norm in norms)
-        and long[3].entering == long[3].leaving
-    ):
-        shorts = (convs[2], norms[2]) if short else (None, None)
-        return BasicBlock(convs[0], norms[0], convs[1], norms[1], *shorts)
-    return None
+    convs = [layer for layer in (*long, *short) if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in (*long, *short) if isinstance(layer, nn.BatchNorm2d)]
+    if not all(map(plain_conv, convs)) or not all(map(has_all, norms)):
+        return None
+    return ResidualBlock(convs[:number], norms[:number], *convs[number:], *norms[number:])
 
 
 def single(net: Traced, before: fx.Node, node: fx.Node) -> Step:

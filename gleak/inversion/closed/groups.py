@@ -75,7 +75,6 @@ def part_of(
     part.groups, part.in_channels, part.out_channels = 1, weight.shape[1], len(weight)
     own = {"weight": weight, "bias": bias}
     vars(part)["_parameters"] = {
-        name: None if value is None else nn.Parameter(value.detach())
-        for name, value in own.items()
+        name: None if value is None else nn.Parameter(value.detach()) for name, value in own.items()
     }
     return part

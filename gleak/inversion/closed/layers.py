@@ -12,10 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gleak.inversion.closed.chain import BasicBlock, Pad, Reshape
+from gleak.inversion.closed.chain import NormBehind, NormedConv, Pad, Reshape, ResidualBlock
 from gleak.inversion.closed.known import Place
 from gleak.inversion.closed.relu import inverse_relu
-from gleak.inversion.closed.residual import AGREES, tell_output, through_block
+from gleak.inversion.closed.residual import (
+    AGREES,
+    tell_output,
+    through_block,
+    through_norm,
+    through_normed,
+)
 from gleak.inversion.closed.solve import double, input_equations, pull_back
 from gleak.labels.tolerance import scaled
 from gleak.models import Normalise
@@ -254,9 +260,7 @@ def halve(
 
 
 @torch.no_grad()
-def inverse_dipped(
-    layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float
-) -> Known:
+def inverse_dipped(layer: nn.Module, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
     """The larger of two inputs of GELU, SiLU or Hardswish: it is known only above zero."""
     lowest = torch.full_like(outputs, lowest_of(layer))
     inputs = halve(layer, outputs, lowest, outputs.clamp_min(0) + 1)
@@ -317,7 +321,9 @@ ROWS: dict[type[nn.Module], Row] = {
     Normalise: Row(inverse=inverse_normalise),
     nn.AdaptiveAvgPool2d: Row(),  # hides its input, but spreads the slope
     nn.AvgPool2d: Row(),
-    BasicBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
+    ResidualBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
+    NormedConv: Row(whole=through_normed, told=tell_output, agrees=AGREES),
+    NormBehind: Row(whole=through_norm),
 }
 
 

@@ -23,7 +23,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from gleak.inversion.closed.branches import settle_branches
-from gleak.inversion.closed.chain import BasicBlock, Chain, Step, trace
+from gleak.inversion.closed.chain import (
+    Chain,
+    NormBehind,
+    NormedConv,
+    ResidualBlock,
+    Step,
+    trace,
+)
 from gleak.inversion.closed.groups import in_groups
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import Kept, find_row, row_of
@@ -136,7 +143,8 @@ def start_of(
 
     Raises MissingKnowledge as `image_features`.
     """
-    normed = any(isinstance(step.layer, nn.BatchNorm2d) for step in chain.steps)
+    norms = (nn.BatchNorm2d, NormedConv, NormBehind)
+    normed = any(isinstance(step.layer, norms) for step in chain.steps)
     exact = update.precision <= FLOAT32  # SPEAR's zeros drown in noise
     if normed and exact:
         try:
@@ -171,8 +179,8 @@ def peeled_at(
         is_image=depth == 0,
         is_features=depth == len(steps) - 1,
         parameters=tuple(name for name, _ in trunk.named_parameters()),
-        rough=chain.has_before(depth, nn.ReLU, nn.MaxPool2d),
-        deep=chain.has_before(depth, BasicBlock),
+        rough=chain.has_before(depth, nn.ReLU, nn.Hardtanh, nn.MaxPool2d, NormedConv),
+        deep=chain.has_before(depth, ResidualBlock),
         sharp=sharp,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,

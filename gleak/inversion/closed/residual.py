@@ -20,14 +20,17 @@ the batch norm before gives that, too.
 Where a layer has fewer weights than the batch has values, it ends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from gleak.inversion.closed.chain import BasicBlock
+from gleak.inversion.closed.chain import NormBehind, NormedConv, ResidualBlock
 from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.relu import SURE
 from gleak.inversion.closed.solve import (
     by_tap,
     double,
@@ -42,6 +45,7 @@ from gleak.labels.tolerance import scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
+MOST_COLUMNS = 10  # positions that are told apart: each doubles the draws that it takes
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -104,21 +108,47 @@ class Norm:
         return bool(change < scaled(1e-7, self.rounding) * after.values.norm())
 
 
-class Block:
-    """One residual block, its convolutions and norms with their gradients."""
+class Part:
+    """A convolution and the batch norm behind it, with their gradients.
 
-    def __init__(self, block: BasicBlock, sent: Sent) -> None:
-        self.conv1, self.conv2 = block.conv1, block.conv2
-        self.gradient1, self.gradient2 = sent.of(block.conv1.weight), sent.of(block.conv2.weight)
-        self.norm1, self.norm2 = Norm(block.norm1, sent), Norm(block.norm2, sent)
-        self.short: tuple[nn.Conv2d, torch.Tensor, Norm] | None = None
+    entering: shape of one input.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d, sent: Sent, entering: tuple[int, ...]
+    ) -> None:
+        self.conv, self.gradient, self.norm = conv, sent.of(conv.weight), Norm(norm, sent)
+        self.entering = entering
+
+
+class Behind(NamedTuple):
+    """What is known behind a part: the slope there (K, M, H, W), and standardised values.
+
+    known: (K, M, H, W), where `active`; None for nothing.
+    """
+
+    part: Part
+    above: torch.Tensor
+    known: torch.Tensor | None = None
+    active: torch.Tensor | None = None
+
+
+class Block:
+    """One residual block: the parts of its branch, and of its shortcut, if it has any."""
+
+    def __init__(self, block: ResidualBlock, sent: Sent, shape: tuple[int, ...]) -> None:
+        self.parts, entering = [], shape
+        for conv, norm in zip(block.convs, block.norms, strict=True):
+            self.parts.append(Part(conv, norm, sent, entering))
+            with torch.no_grad():
+                entering = conv(conv.weight.new_zeros(1, *entering)).shape[1:]
+        self.short: Part | None = None
         if block.short is not None and block.short_norm is not None:
-            gradient = sent.of(block.short.weight)
-            self.short = block.short, gradient, Norm(block.short_norm, sent)
+            self.short = Part(block.short, block.short_norm, sent, shape)
 
 
 def through_block(
-    layer: BasicBlock, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+    layer: ResidualBlock, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
 ) -> Place:
     """What is known in front of a block (values, slope and what went past), from behind it.
 
@@ -127,25 +157,94 @@ def through_block(
 
     Raises ArithmeticError where that cannot be told.
     """
-    block = Block(layer, sent)
+    block = Block(layer, sent, shapes[0])
     above, after = place.slope, place.values
     if after is None:
-        above = last_slope(block, shapes[1], place.slope, sent.rounding)
-    inside, slope_inside, branch = inner_input(block, above)
-    slope1 = pull_back(block.conv2, slope_inside, inside)
-    active, scale = settle(inside, slope1, 0.0, block.norm1)
-    inside, slope1 = inside / scale, slope1 * scale * active
-    return block_input(block, slope1, inside, active, above, after, branch, shapes[0])
+        tell = last_slope if block.parts[-1].conv.kernel_size != (1, 1) else last_slope_by_columns
+        above = tell(block, shapes[1], place.slope, sent.rounding)
+    behind, branch = Behind(block.parts[-1], above), None
+    for before in block.parts[-2::-1]:
+        inputs, (standard,) = normed_input([behind])
+        part, norm = behind.part, behind.part.norm
+        branch = norm.weight * standard.values + norm.bias if branch is None else branch
+        slope = pull_back(part.conv, norm.slope(behind.above, standard), inputs)
+        active, scale = settle(inputs, slope, 0.0, before.norm)
+        known = before.norm.inverse(inputs / scale)
+        behind = Behind(before, slope * scale * active, known, active)
+    parts = [behind]
+    if block.short and after is not None and branch is not None:
+        known = block.short.norm.inverse(after - branch)
+        parts.append(Behind(block.short, above, known, above != 0))
+    elif block.short:
+        parts.append(Behind(block.short, above))
+    inputs, standards = normed_input(parts)
+    slope = torch.zeros_like(inputs)
+    for (part, over, *_), standard in zip(parts, standards, strict=True):
+        slope = slope + pull_back(part.conv, part.norm.slope(over, standard), inputs)
+    return Place(slope, inputs, passed=torch.zeros_like(slope) if block.short else above)
 
 
-def tell_output(layer: BasicBlock, place: Place, sent: Sent) -> Place:
+def through_normed(
+    layer: NormedConv, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+) -> Place:
+    """What is known in front of a convolution with batch norm in train mode and ReLU behind it.
+
+    place: behind the ReLU, as `tell_output` left it. shapes: as of `through_block`.
+
+    Raises ArithmeticError where that cannot be told.
+    """
+    if place.values is None:
+        raise ArithmeticError("its output is hidden behind a pooling")
+    part, active = Part(layer.conv, layer.norm, sent, shapes[0]), place.values > 0
+    known = part.norm.inverse(place.values)
+    inputs, (standard,) = normed_input([Behind(part, place.whole_slope, known, active)])
+    slope = part.norm.slope(place.whole_slope, standard)
+    return Place(pull_back(layer.conv, slope, inputs), inputs)
+
+
+def through_norm(
+    layer: NormBehind, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+) -> Place:
+    """What is known in front of a batch norm in train mode, with ReLU and a convolution before it.
+
+    Half of what enters it is zero, and shows as the least output of each channel: that tells the
+    mean in units of the deviation. The convolution's bias gradient is the sum of the slopes at its
+    output, which have the inverse of the deviation for a factor: that tells the deviation.
+
+    Raises ArithmeticError where that cannot be told.
+    """
+    if place.values is None or place.known is not None:
+        raise ArithmeticError("its output is not known at all places")
+    if layer.conv.bias is None:
+        raise ArithmeticError("without a bias before it nothing tells the deviation that it took")
+    norm = Norm(layer.norm, sent)
+    standard = norm.inverse(place.values)
+    error = standard.new_zeros(()) if place.deviation is None else place.deviation
+    error = (error / norm.weight).abs().expand(standard.shape)
+    least = (standard + SURE * error).amin((0, 2, 3), keepdim=True)  # a sure bound for the zeros
+    least = torch.minimum(least, standard.amin((0, 2, 3), keepdim=True) + SURE * error)
+    zero = standard <= least
+    mean = (standard * zero).sum((0, 2, 3), keepdim=True) / zero.sum((0, 2, 3), keepdim=True)
+    slope = (place.whole_slope - norm.absorbed(standard)) * norm.weight
+    bar = (SURE * error).maximum(scaled(1e-5, sent.rounding) * (standard - mean).amax())
+    active = standard - mean > bar
+    deviation = (slope * active).sum((0, 2, 3)) / sent.of(layer.conv.bias)
+    if not (deviation.isfinite() & (deviation > 0)).all():
+        raise ArithmeticError("its mean and deviation do not follow from its output")
+    deviation = deviation[:, None, None]
+    values = torch.where(active, (standard - mean) * deviation, 0.0)
+    known_to = None if place.deviation is None else error * deviation
+    return Place(slope / deviation, values, deviation=known_to)
+
+
+def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> Place:
     """What a block tells of its own output: where its ReLU was active, and the scale.
 
     The slope of the place that is returned is the one in front of that ReLU.
     """
-    if place.values is None:
+    if place.values is None or place.values.ndim != 4:
         return place
-    norm = Norm(layer.norm2, sent)
+    norm = Norm(layer.norms[-1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
     active, scale = settle(place.values, place.slope, place.passed, norm)
     slope = (place.slope * scale + place.passed) * active
     return Place(slope, place.values / scale * active)
@@ -158,26 +257,106 @@ def last_slope(
 
     even: the slope behind it, as the pooling spreads it over the positions.
     """
+    before, last = block.parts[-2:]
     size, positions = len(even), shape[1] * shape[2]
-    centred = block.norm2.training
-    inputs = unmix(block.conv2, block.gradient2, shape, size, centred, rounding)
-    patches = taps(block.conv2, inputs).permute(0, 3, 2, 1).flatten(2)
+    inputs = unmix(last.conv, last.gradient, shape, size, last.norm.training, rounding)
+    patches = taps(last.conv, inputs).permute(0, 3, 2, 1).flatten(2)
     patches = patches.flatten(0, 1)  # (K x positions, C x taps)
-    observed = block.gradient2.flatten(1)
+    observed = last.gradient.flatten(1)
     slope = torch.linalg.lstsq(patches.T, observed.T).solution
     slope = slope.view(size, positions, -1).transpose(1, 2).reshape(size, *shape)
     active = positive(inputs, rounding)
-    behind = (pull_back(block.conv2, slope, inputs) * active).sum((2, 3))
-    shares = torch.linalg.lstsq(behind.T, block.norm1.bias_gradient[:, None]).solution
+    behind = (pull_back(last.conv, slope, inputs) * active).sum((2, 3))
+    shares = torch.linalg.lstsq(behind.T, before.norm.bias_gradient[:, None]).solution
     inputs, slope = inputs / shares[..., None, None], slope * shares[..., None, None]
-    standard = block.norm2.standardise(double(block.conv2, inputs))
-    absorbed = block.norm2.absorbed(standard.values)
-    above = slope * standard.deviation / block.norm2.weight + absorbed
+    standard = last.norm.standardise(double(last.conv, inputs))
+    absorbed = last.norm.absorbed(standard.values)
+    above = slope * standard.deviation / last.norm.weight + absorbed
     # Which of the inputs is which image? The one whose slopes are zero or as the pooled ones tell.
     share = above[None] / even[:, None]  # (image, input, M, H, W)
     wrong = ((share - (share > 0.5).double()) * even[:, None]).square().sum((2, 3, 4))
     _, which = linear_sum_assignment(wrong.cpu())
     return even * (above[torch.from_numpy(which)] / even > 0.5)
+
+
+def last_slope_by_columns(
+    block: Block, shape: tuple[int, ...], even: torch.Tensor, rounding: float
+) -> torch.Tensor:
+    """`last_slope` where the last convolution has one tap, so that its patches do not overlap.
+
+    Its weight gradient is S^T A, with one row for each image and position. At each position S has
+    the image's pooled slope where the ReLU was active and zero elsewhere: that tells the rows from
+    their mixtures, and their images. The convolution before has more taps, and tells which position
+    is beside which: with the slopes U at its output its gradient at each tap is U^T X, where X are
+    the inputs as far to the side as the tap is.
+
+    Raises ArithmeticError where that cannot be told.
+    """
+    middle, last = block.parts[-2:]
+    size, height, width = len(even), *shape[1:]
+    rank = size * height * width
+    gradient, conv = last.gradient.flatten(1), middle.conv
+    if last.norm.training:
+        raise ArithmeticError("batch norm in train mode mixes the slopes of all positions")
+    if rank > MOST_COLUMNS:
+        raise ArithmeticError(f"{rank} independent positions are too many to tell apart")
+    if (conv.kernel_size, conv.padding, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+        raise ArithmeticError("its convolutions do not tell which position is beside which")
+    left = torch.linalg.svd(gradient, full_matrices=False).U[:, :rank]
+    columns = (left @ separate(left, rank, rounding=rounding).T).T  # (rank, M), up to factors
+    whole = (even[:, :, 0, 0] * (last.norm.weight / last.norm.deviation)[:, 0, 0])[:, None]
+    share = columns / whole  # (image, column, M): zero, or the column's factor
+    share = (
+        share
+        / share.where(share.abs() > share.abs().amax(2, keepdim=True) / 2, torch.nan)
+        .nanmedian(2, keepdim=True)
+        .values
+    )
+    wrong = ((share - (share > 0.5).double()) * whole).square().sum(2) / whole.square().sum(2)
+    image, active = wrong.argmin(0), share > 0.5
+    if not torch.equal(image.sort().values, torch.arange(size).repeat_interleave(rank // size)):
+        raise ArithmeticError("its positions could not be told apart")
+    rows = torch.stack([whole[k, 0] * active[k, i] for i, k in enumerate(image.tolist())])
+    inputs = torch.linalg.lstsq(rows.T, gradient).solution  # (rank, C)
+    weight = last.conv.weight.detach().double().flatten(1)
+    slope = rows @ weight * positive(inputs[..., None, None], rounding)[..., 0, 0]
+    slope = slope * (middle.norm.weight / middle.norm.deviation).flatten()
+    seen = [torch.linalg.lstsq(slope.T, tap).solution for tap in by_tap(middle.gradient).unbind(1)]
+    above = torch.zeros(size, *shape).to(even)
+    for at in arranged(seen, height, width):
+        k = image[at[0]]
+        above[k] = even[k] * active[k, at].T.reshape(shape)
+    return above
+
+
+def arranged(seen: Sequence[torch.Tensor], height: int, width: int) -> list[list[int]]:
+    """The positions of each image, row by row, as numbers of those that were seen in no order.
+
+    seen: for each of the nine taps, what the tap sees at each position (positions, C): the input
+    there, or beside it, or zero beyond the border.
+
+    Raises ArithmeticError where they do not fit together.
+    """
+    zero = torch.zeros_like(seen[0][:1])
+    candidates = torch.cat([seen[4], zero])  # one row for each position, and one for the border
+    border = len(candidates) - 1
+    found = {tap: torch.cdist(seen[tap], candidates).argmin(1).tolist() for tap in (1, 3, 5, 7)}
+    up, left, right, down = (found[tap] for tap in (1, 3, 5, 7))
+    corners = [at for at in range(border) if up[at] == border == left[at]]
+    images = []
+    for corner in corners:
+        rows = [corner]
+        while down[rows[-1]] != border and len(rows) <= height:
+            rows.append(down[rows[-1]])
+        image = []
+        for at in rows:
+            for _ in range(width):
+                image.append(at)
+                at = right[at]
+        images.append(image)
+    if sorted(sum(images, [])) != list(range(border)) or len(images) * height * width != border:
+        raise ArithmeticError("its positions do not fit together")
+    return images
 
 
 def unmix(
@@ -224,75 +403,51 @@ def unmix(
     return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
 
 
-def inner_input(
-    block: Block, above: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What enters the second convolution, the slope at its output, and the norm's output."""
-    norm, shape = block.norm2, (block.conv2.in_channels, *above.shape[2:])
-    standard = norm.guess(torch.zeros_like(above))
-    for _ in range(ROUNDS):
-        slope = norm.slope(above, standard)
-        inputs = solve_inputs([(block.conv2, slope, block.gradient2)], shape)
-        before, standard = standard, norm.standardise(double(block.conv2, inputs))
-        if norm.settled(before, standard):
-            break
-    return inputs, norm.slope(above, standard), norm.weight * standard.values + norm.bias
+def normed_input(parts: Sequence[Behind]) -> tuple[torch.Tensor, list[Standard]]:
+    """The input (K, C, H, W) that parts share, and what their norms standardise.
 
-
-def block_input(
-    block: Block,
-    slope1: torch.Tensor,
-    inside: torch.Tensor,
-    active: torch.Tensor,
-    above: torch.Tensor,
-    after: torch.Tensor | None,
-    branch: torch.Tensor,
-    shape: tuple[int, ...],
-) -> Place:
-    """What enters the block, the slope that its convolutions send there, and what goes past them.
-
-    inside, slope1: behind the first ReLU, active where it was; above: the slope in front of the
-    last one; after: the block's output or None; branch: what the second norm gives.
+    Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    norm = block.norm1
-    known = norm.inverse(inside)
-    filled = torch.where(active, known, known[active].mean() - 2 * known[active].std())
-    standard = norm.guess(filled)
-    if block.short:
-        short_conv, short_gradient, short = block.short
-        known_short, active_short = torch.zeros_like(above), torch.zeros_like(active[:, :1])
-        if after is not None:
-            known_short, active_short = short.inverse(after - branch), above != 0
-        standard_short = short.guess(torch.where(active_short, known_short, 0.0))
+    standards = [behind.part.norm.guess(filled(behind)) for behind in parts]
+    first = parts[0].part
     for _ in range(ROUNDS):
-        parts = [(block.conv1, norm.slope(slope1, standard), block.gradient1)]
-        if block.short:
-            parts.append((short_conv, short.slope(above, standard_short), short_gradient))
-        inputs = solve_inputs(parts, shape)
-        fresh = norm.standardise(double(block.conv1, inputs))
-        before, standard = standard, known_or(active, known, fresh)
-        if block.short:
-            fresh = short.standardise(double(short_conv, inputs))
-            standard_short = known_or(active_short, known_short, fresh)
-        if norm.settled(before, standard):
+        inputs = solve_inputs(
+            [
+                (part.conv, part.norm.slope(above, standard), part.gradient)
+                for (part, above, *_), standard in zip(parts, standards, strict=True)
+            ],
+            first.entering,
+        )
+        before = standards[0]
+        standards = [
+            known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs)))
+            for behind in parts
+        ]
+        if first.norm.settled(before, standards[0]):
             break
-    stride = block.conv1.stride[0]
-    if norm.training and stride > 1:
+    stride = first.conv.stride[0]
+    if first.norm.training and (stride > 1 or first.conv.kernel_size == (1, 1)):
         # A constant on the pixels that only the central tap sees moves every output alike, so
         # batch norm hides it. The input comes from a ReLU: in each channel its least value is 0.
         seen = inputs[..., ::stride, ::stride]
         inputs = inputs.clone()
         inputs[..., ::stride, ::stride] = seen - seen.amin((0, 2, 3), keepdim=True)
-    slope = pull_back(block.conv1, norm.slope(slope1, standard), inputs)
-    if not block.short:
-        return Place(slope, inputs, passed=above)
-    slope = slope + pull_back(short_conv, short.slope(above, standard_short), inputs)
-    return Place(slope, inputs, passed=torch.zeros_like(slope))
+    return inputs, standards
 
 
-def known_or(where: torch.Tensor, known: torch.Tensor, other: Standard) -> Standard:
+def filled(behind: Behind) -> torch.Tensor:
+    """Standardised values to begin with: those known, and low ones where the ReLU was inactive."""
+    known, active = behind.known, behind.active
+    if known is None or active is None:
+        return torch.zeros_like(behind.above)
+    return torch.where(active, known, known[active].mean() - 2 * known[active].std())
+
+
+def known_or(behind: Behind, other: Standard) -> Standard:
     """Standardised values as they are known, and the others where they are not."""
-    return Standard(torch.where(where, known, other.values), other.deviation)
+    if behind.known is None or behind.active is None:
+        return other
+    return Standard(torch.where(behind.active, behind.known, other.values), other.deviation)
 
 
 def solve_inputs(
@@ -307,12 +462,15 @@ def solve_inputs(
         [input_equations(conv, slope, shape).flatten(0, 1) for conv, slope, _ in parts]
     )
     target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
-    solution = solve_least_squares(matrix, target)
+    size = matrix.view(len(matrix), -1, height * width).square().mean((0, 2)).sqrt()
+    size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(height * width)
+    solution = solve_least_squares(matrix / size, target, refine=True)
     if solution is None:
         raise ArithmeticError(
             f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
             "each channel"
         )
+    solution = solution / size[:, None]
     return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
 
 

@@ -1,6 +1,6 @@
 """Linear algebra that the closed forms share."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
