@@ -120,18 +120,15 @@ class NormedConv(nn.Module):
 
 
 class NormBehind(nn.Module):
-    """Batch norm in train mode, behind a ReLU that is behind a convolution.
+    """A convolution, ReLU and batch norm in train mode behind it: they are solved as one."""
 
-    conv: the convolution, which tells more of the norm, but is a step of its own.
-    """
-
-    def __init__(self, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
-        self.norm, self.conv = norm, conv
+        self.conv, self.norm = conv, norm
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """The norm of values (K, C, H, W), by their own mean and variance."""
-        return self.norm(values)
+        """(K, C, H, W) to (K, C', H', W')."""
+        return self.norm(self.conv(values).relu())
 
 
 class Unknown(nn.Module):
@@ -208,16 +205,18 @@ def with_norms(steps: list[Step]) -> list[Step]:
     """The steps, those with batch norm in train mode together with the layers that it needs."""
     found: list[Step] = []
     for step in steps:
-        *_, two, one = [None, None, *found]
-        layers = [before.layer if before else None for before in (two, one)]
-        if isinstance(step.layer, nn.ReLU) and plain_conv(layers[0]) and norm_of_batch(layers[1]):
-            layer: nn.Module = NormedConv(*layers)
-            step = replace(step, layer=layer, kind="Conv2d, BatchNorm2d, ReLU")
-            step = replace(step, entering=found[-2].entering)
-            found[-2:] = []
-        elif norm_of_batch(step.layer) and plain_conv(layers[0]) and isinstance(layers[1], nn.ReLU):
-            step = replace(step, layer=NormBehind(step.layer, layers[0]))
         found.append(step)
+        conv, *rest = [last.layer for last in found[-3:]]
+        whole: nn.Module | None = None
+        if len(rest) < 2 or not plain_conv(conv):
+            continue
+        if norm_of_batch(rest[0]) and isinstance(rest[1], nn.ReLU):
+            whole = NormedConv(conv, rest[0])
+        elif isinstance(rest[0], nn.ReLU) and norm_of_batch(rest[1]):
+            whole = NormBehind(conv, rest[1])
+        if whole:
+            kind = ", ".join(last.kind for last in found[-3:])
+            found[-3:] = [replace(step, layer=whole, kind=kind, entering=found[-3].entering)]
     return found
 
 

@@ -19,7 +19,7 @@ from gleak.inversion.closed.residual import (
     AGREES,
     tell_output,
     through_block,
-    through_norm,
+    through_norm_behind,
     through_normed,
 )
 from gleak.inversion.closed.solve import double, input_equations, pull_back
@@ -323,7 +323,7 @@ ROWS: dict[type[nn.Module], Row] = {
     nn.AvgPool2d: Row(),
     ResidualBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
     NormedConv: Row(whole=through_normed, told=tell_output, agrees=AGREES),
-    NormBehind: Row(whole=through_norm),
+    NormBehind: Row(whole=through_norm_behind, agrees=AGREES),
 }
 
 

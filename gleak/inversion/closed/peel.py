@@ -179,7 +179,7 @@ def peeled_at(
         is_image=depth == 0,
         is_features=depth == len(steps) - 1,
         parameters=tuple(name for name, _ in trunk.named_parameters()),
-        rough=chain.has_before(depth, nn.ReLU, nn.Hardtanh, nn.MaxPool2d, NormedConv),
+        rough=chain.has_before(depth, nn.ReLU, nn.Hardtanh, nn.MaxPool2d, NormedConv, NormBehind),
         deep=chain.has_before(depth, ResidualBlock),
         sharp=sharp,
         place=f"what enters {into} (layer {depth} of {len(steps)})",

@@ -20,11 +20,14 @@ the batch norm before gives that, too.
 Where a layer has fewer weights than the batch has values, it ends.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import qr
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
@@ -44,8 +47,12 @@ from gleak.inversion.closed.solve import (
 from gleak.labels.tolerance import scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
+AGAIN = 2  # times that an input is found again once its scale is known; each gains four digits
+SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
-MOST_COLUMNS = 10  # positions that are told apart: each doubles the draws that it takes
+SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
+WRONG = 1e-3  # squared error of patterns, relative, below which they are right
+MOST_COLUMNS = 16  # positions that are told apart: each doubles the patterns to try
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -71,13 +78,16 @@ class Norm:
         self.deviation = (layer.running_var.double()[:, None, None] + self.eps).sqrt()
         self.weight_gradient, self.bias_gradient = sent.of(layer.weight), sent.of(layer.bias)
 
-    def standardise(self, values: torch.Tensor) -> Standard:
-        """Of values (K, C, H, W): by the running statistics, or their own in train mode."""
+    def standardise(self, values: torch.Tensor, scale: torch.Tensor | float = 1.0) -> Standard:
+        """Of values (K, C, H, W): by the running statistics, or their own in train mode.
+
+        scale: by how much the values are too large, which the norm's epsilon would tell.
+        """
         mean, deviation = self.mean, self.deviation
         if self.training:
             mean = values.mean((0, 2, 3))[:, None, None]
             variance = values.var((0, 2, 3), unbiased=False)[:, None, None]
-            deviation = (variance + self.eps).sqrt()
+            deviation = (variance + self.eps * scale**2).sqrt()
         return Standard((values - mean) / deviation, deviation)
 
     def guess(self, values: torch.Tensor) -> Standard:
@@ -100,12 +110,24 @@ class Norm:
         """The slope at the layer's input from the one at its output."""
         return (above - self.absorbed(standard.values)) * self.weight / standard.deviation
 
-    def settled(self, before: Standard, after: Standard) -> bool:
-        """Whether the rounds between slope and input are over: in eval mode there is only one."""
+    def change(self, before: Standard, after: Standard) -> float:
+        """Of standardised values in a round, relative; none in eval mode."""
         if not self.training:
-            return True
-        change = (after.values - before.values).norm()
-        return bool(change < scaled(1e-7, self.rounding) * after.values.norm())
+            return 0.0
+        return ((after.values - before.values).norm() / after.values.norm()).item()
+
+
+class Rounds:
+    """Whether rounds between slope and input go on: while they bring the two nearer."""
+
+    def __init__(self, rounding: float) -> None:
+        self.enough, self.last = scaled(1e-7, rounding), math.inf
+
+    def over(self, change: float) -> bool:
+        """Whether a round that changed this much, relative, was the last."""
+        slow = change < SMALL and change > 0.5 * self.last
+        self.last = change
+        return change < self.enough or slow
 
 
 class Part:
@@ -164,11 +186,16 @@ def through_block(
         above = tell(block, shapes[1], place.slope, sent.rounding)
     behind, branch = Behind(block.parts[-1], above), None
     for before in block.parts[-2::-1]:
-        inputs, (standard,) = normed_input([behind])
-        part, norm = behind.part, behind.part.norm
-        branch = norm.weight * standard.values + norm.bias if branch is None else branch
-        slope = pull_back(part.conv, norm.slope(behind.above, standard), inputs)
+        norm = behind.part.norm
+        inputs, standards = normed_input([behind])
+        slope = slope_before([behind], standards, inputs)
         active, scale = settle(inputs, slope, 0.0, before.norm)
+        for _ in range(AGAIN if norm.training else 0):
+            inputs, standards = normed_input([behind], scale, standards)
+            slope = slope_before([behind], standards, inputs)
+            active, scale = settle(inputs, slope, 0.0, before.norm)
+        if branch is None:
+            branch = norm.weight * standards[0].values + norm.bias
         known = before.norm.inverse(inputs / scale)
         behind = Behind(before, slope * scale * active, known, active)
     parts = [behind]
@@ -177,11 +204,35 @@ def through_block(
         parts.append(Behind(block.short, above, known, above != 0))
     elif block.short:
         parts.append(Behind(block.short, above))
-    inputs, standards = normed_input(parts)
+    return in_front_of(parts, 0.0 if block.short else above)
+
+
+def in_front_of(
+    parts: Sequence[Behind],
+    passed: torch.Tensor | float = 0.0,
+    scale: torch.Tensor | float = 1.0,
+    standards: Sequence[Standard] | None = None,
+) -> Place:
+    """What is known in front of parts, from what is known behind them.
+
+    passed: as of the place. scale, standards: as of `normed_input`.
+    """
+    inputs, standards = normed_input(parts, scale, standards)
+    slope = slope_before(parts, standards, inputs)
+    if not parts[0].part.norm.training:
+        return Place(slope, inputs, passed=passed)
+    again = functools.partial(in_front_of, parts, passed, standards=standards)
+    return Place(slope, inputs, passed=passed, again=lambda scale: again(scale=scale))
+
+
+def slope_before(
+    parts: Sequence[Behind], standards: Sequence[Standard], inputs: torch.Tensor
+) -> torch.Tensor:
+    """The slope that parts send to their common input (K, C, H, W)."""
     slope = torch.zeros_like(inputs)
-    for (part, over, *_), standard in zip(parts, standards, strict=True):
-        slope = slope + pull_back(part.conv, part.norm.slope(over, standard), inputs)
-    return Place(slope, inputs, passed=torch.zeros_like(slope) if block.short else above)
+    for (part, above, *_), standard in zip(parts, standards, strict=True):
+        slope = slope + pull_back(part.conv, part.norm.slope(above, standard), inputs)
+    return slope
 
 
 def through_normed(
@@ -197,19 +248,20 @@ def through_normed(
         raise ArithmeticError("its output is hidden behind a pooling")
     part, active = Part(layer.conv, layer.norm, sent, shapes[0]), place.values > 0
     known = part.norm.inverse(place.values)
-    inputs, (standard,) = normed_input([Behind(part, place.whole_slope, known, active)])
-    slope = part.norm.slope(place.whole_slope, standard)
-    return Place(pull_back(layer.conv, slope, inputs), inputs)
+    return in_front_of([Behind(part, place.whole_slope, known, active)])
 
 
-def through_norm(
+def through_norm_behind(
     layer: NormBehind, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
 ) -> Place:
-    """What is known in front of a batch norm in train mode, with ReLU and a convolution before it.
+    """What is known in front of a convolution with ReLU and batch norm in train mode behind it.
 
-    Half of what enters it is zero, and shows as the least output of each channel: that tells the
-    mean in units of the deviation. The convolution's bias gradient is the sum of the slopes at its
-    output, which have the inverse of the deviation for a factor: that tells the deviation.
+    What the ReLU made zero shows as the least output of each channel: that tells the mean in units
+    of the deviation. The convolution's bias gradient is the sum of the slopes at its output, which
+    have the inverse of the deviation for a factor: that tells the deviation. Channels without zeros
+    tell neither; the input that the others give makes up for them.
+
+    place: behind the norm. shapes: as of `through_block`.
 
     Raises ArithmeticError where that cannot be told.
     """
@@ -217,24 +269,46 @@ def through_norm(
         raise ArithmeticError("its output is not known at all places")
     if layer.conv.bias is None:
         raise ArithmeticError("without a bias before it nothing tells the deviation that it took")
-    norm = Norm(layer.norm, sent)
-    standard = norm.inverse(place.values)
-    error = standard.new_zeros(()) if place.deviation is None else place.deviation
-    error = (error / norm.weight).abs().expand(standard.shape)
-    least = (standard + SURE * error).amin((0, 2, 3), keepdim=True)  # a sure bound for the zeros
-    least = torch.minimum(least, standard.amin((0, 2, 3), keepdim=True) + SURE * error)
-    zero = standard <= least
-    mean = (standard * zero).sum((0, 2, 3), keepdim=True) / zero.sum((0, 2, 3), keepdim=True)
+    part = Part(layer.conv, layer.norm, sent, shapes[0])
+    norm, standard = part.norm, part.norm.inverse(place.values)
+    least, zero = zeros_of(standard, place.deviation, norm)
     slope = (place.whole_slope - norm.absorbed(standard)) * norm.weight
-    bar = (SURE * error).maximum(scaled(1e-5, sent.rounding) * (standard - mean).amax())
-    active = standard - mean > bar
-    deviation = (slope * active).sum((0, 2, 3)) / sent.of(layer.conv.bias)
-    if not (deviation.isfinite() & (deviation > 0)).all():
-        raise ArithmeticError("its mean and deviation do not follow from its output")
-    deviation = deviation[:, None, None]
-    values = torch.where(active, (standard - mean) * deviation, 0.0)
-    known_to = None if place.deviation is None else error * deviation
-    return Place(slope / deviation, values, deviation=known_to)
+    told = zero.sum((0, 2, 3)) >= SOME * zero[:, 0].numel()
+    deviation = (slope * ~zero).sum((0, 2, 3)) / sent.of(layer.conv.bias)
+    told &= deviation.isfinite() & (deviation > 0)
+    deviation = deviation.where(told, 1.0)[:, None, None]
+    active = ~zero & told[:, None, None]
+    observed = part.gradient * told[:, None, None, None]
+    before, rounds = Standard(standard, deviation), Rounds(sent.rounding)
+    for _ in range(ROUNDS):
+        inner = slope * active / deviation
+        inputs = solve_inputs([(layer.conv, inner, observed)], shapes[0])
+        outputs = double(layer.conv, inputs)
+        after = norm.standardise(outputs.relu())
+        deviation, observed = after.deviation, part.gradient
+        active = torch.where(told[:, None, None], ~zero, outputs > 0)
+        if rounds.over(norm.change(before, after)):
+            break
+        before = after
+    return Place(pull_back(layer.conv, slope * active / deviation, inputs), inputs)
+
+
+def zeros_of(
+    standard: torch.Tensor, error: torch.Tensor | None, norm: Norm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What zero became in each channel (C, 1, 1) of a norm behind a ReLU, and where it was zero.
+
+    standard: (K, C, H, W), standardised. error: of the norm's outputs, if that is known. Most
+    channels have many zeros, and their spread shows the noise.
+    """
+    ordered = standard.transpose(0, 1).flatten(1).sort(dim=1).values
+    inner = ordered[:, int(SOME * ordered.shape[1])]
+    noise = (inner - ordered[:, 0]).median()
+    least = torch.minimum(inner, ordered[:, 0] + noise)[:, None, None]
+    bar = (3 * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
+    if error is not None:
+        bar = bar.maximum(SURE * (error / norm.weight).abs())
+    return least, standard - least <= bar
 
 
 def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> Place:
@@ -246,6 +320,11 @@ def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> 
         return place
     norm = Norm(layer.norms[-1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
     active, scale = settle(place.values, place.slope, place.passed, norm)
+    if place.again:
+        for _ in range(AGAIN):
+            place = place.again(scale)
+            assert place.values is not None and place.again
+            active, scale = settle(place.values, place.slope, place.passed, norm)
     slope = (place.slope * scale + place.passed) * active
     return Place(slope, place.values / scale * active)
 
@@ -303,20 +382,10 @@ def last_slope_by_columns(
     if (conv.kernel_size, conv.padding, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
         raise ArithmeticError("its convolutions do not tell which position is beside which")
     left = torch.linalg.svd(gradient, full_matrices=False).U[:, :rank]
-    columns = (left @ separate(left, rank, rounding=rounding).T).T  # (rank, M), up to factors
-    whole = (even[:, :, 0, 0] * (last.norm.weight / last.norm.deviation)[:, 0, 0])[:, None]
-    share = columns / whole  # (image, column, M): zero, or the column's factor
-    share = (
-        share
-        / share.where(share.abs() > share.abs().amax(2, keepdim=True) / 2, torch.nan)
-        .nanmedian(2, keepdim=True)
-        .values
-    )
-    wrong = ((share - (share > 0.5).double()) * whole).square().sum(2) / whole.square().sum(2)
-    image, active = wrong.argmin(0), share > 0.5
-    if not torch.equal(image.sort().values, torch.arange(size).repeat_interleave(rank // size)):
-        raise ArithmeticError("its positions could not be told apart")
-    rows = torch.stack([whole[k, 0] * active[k, i] for i, k in enumerate(image.tolist())])
+    whole = even[:, :, 0, 0] * (last.norm.weight / last.norm.deviation)[:, 0, 0]  # (K, M)
+    active = torch.cat([zeros_and_ones(left, one, height * width) for one in whole])
+    image = torch.arange(size).repeat_interleave(height * width)
+    rows = whole[image] * active
     inputs = torch.linalg.lstsq(rows.T, gradient).solution  # (rank, C)
     weight = last.conv.weight.detach().double().flatten(1)
     slope = rows @ weight * positive(inputs[..., None, None], rounding)[..., 0, 0]
@@ -325,8 +394,41 @@ def last_slope_by_columns(
     above = torch.zeros(size, *shape).to(even)
     for at in arranged(seen, height, width):
         k = image[at[0]]
-        above[k] = even[k] * active[k, at].T.reshape(shape)
+        above[k] = even[k] * active[at].T.reshape(shape)
     return above
+
+
+def zeros_and_ones(span: torch.Tensor, scale: torch.Tensor, number: int) -> torch.Tensor:
+    """The patterns (number, M) of zeros and ones that, times `scale` (M,), lie in a space.
+
+    span: (M, rank), whose columns span it. As many rows as the rank say what a vector of the space
+    is, so that all patterns that it may have there can be tried.
+
+    Raises ArithmeticError unless there are as many.
+    """
+    rank = span.shape[1]
+    large = (scale.abs() > 0.3 * scale.abs().median()).nonzero()[:, 0]
+    share = span[large] / scale[large, None]
+    order = qr(share.T.cpu().numpy(), mode="r", pivoting=True)[1]  # rows that are far from alike
+    first = torch.from_numpy(order[:rank].astype(int))
+    made = torch.linalg.solve(share[first], share, left=False)  # of ones in these rows
+    tried = torch.cartesian_prod(*[torch.arange(2.0).to(share)] * rank).view(-1, rank)[1:]
+    some = tried @ made[torch.from_numpy(order[rank : rank + 64].astype(int))].T
+    best = (
+        (some - some.round().clamp(0, 1))
+        .square()
+        .sum(1)
+        .topk(min(4 * number, len(tried)), largest=False)
+    )
+    whole = (
+        tried[best.indices] @ torch.linalg.solve(share[first], span / scale[:, None], left=False).T
+    )
+    patterns = whole.round().clamp(0, 1)
+    wrong = ((whole - patterns) * scale).square().sum(1) / (patterns * scale).square().sum(1)
+    found = wrong.argsort()[:number]
+    if wrong[found].max() > WRONG:
+        raise ArithmeticError("its positions could not be told apart")
+    return patterns[found] > 0.5
 
 
 def arranged(seen: Sequence[torch.Tensor], height: int, width: int) -> list[list[int]]:
@@ -403,13 +505,19 @@ def unmix(
     return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
 
 
-def normed_input(parts: Sequence[Behind]) -> tuple[torch.Tensor, list[Standard]]:
+def normed_input(
+    parts: Sequence[Behind],
+    scale: torch.Tensor | float = 1.0,
+    standards: Sequence[Standard] | None = None,
+) -> tuple[torch.Tensor, list[Standard]]:
     """The input (K, C, H, W) that parts share, and what their norms standardise.
+
+    scale: by how much the input will be too large. standards: to begin with.
 
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    standards = [behind.part.norm.guess(filled(behind)) for behind in parts]
-    first = parts[0].part
+    standards = standards or [behind.part.norm.guess(filled(behind)) for behind in parts]
+    first, rounds = parts[0].part, Rounds(parts[0].part.norm.rounding)
     for _ in range(ROUNDS):
         inputs = solve_inputs(
             [
@@ -420,10 +528,10 @@ def normed_input(parts: Sequence[Behind]) -> tuple[torch.Tensor, list[Standard]]
         )
         before = standards[0]
         standards = [
-            known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs)))
+            known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs), scale))
             for behind in parts
         ]
-        if first.norm.settled(before, standards[0]):
+        if rounds.over(first.norm.change(before, standards[0])):
             break
     stride = first.conv.stride[0]
     if first.norm.training and (stride > 1 or first.conv.kernel_size == (1, 1)):
@@ -481,6 +589,17 @@ def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
     return values > torch.maximum(2 * noise, least).view(-1, 1, 1, 1)
 
 
+def common_factor(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The factor by which values (C,) make the target (C,), in most channels."""
+    weight = values.abs()
+    ratio, order = (target / values.where(values != 0, 1.0)).sort()
+    shares = weight[order].cumsum(0)
+    middle = ratio[int((shares < shares[-1] / 2).sum())]  # the weighted median
+    left = (target - middle * values).abs()
+    agree = left <= 3 * left.median()  # a wrong mask spoils its channel
+    return (values * target * agree).sum() / (values.square() * agree).sum()
+
+
 def settle(
     values: torch.Tensor, slope: torch.Tensor, fixed: torch.Tensor | float, norm: Norm
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -500,8 +619,7 @@ def settle(
     for _ in range(8):
         missing = norm.bias_gradient - (fixed * active).sum((0, 2, 3))
         if norm.training:
-            total = (slope * active).sum((0, 2, 3))
-            scale = (total @ missing) / (total @ total)
+            scale = common_factor((slope * active).sum((0, 2, 3)), missing)
         whole = scale * slope + fixed
         missing = norm.bias_gradient - (whole * active).sum((0, 2, 3))
         flips = torch.where(active, -whole, whole)
