@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.linalg import qr
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from gleak.inversion.closed.chain import NormBehind, NormedConv, ResidualBlock
 from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.positions import MOST, arranged, zeros_and_ones
 from gleak.inversion.closed.relu import SURE
 from gleak.inversion.closed.solve import (
+    RIDGE,
     by_tap,
     double,
     input_equations,
@@ -51,8 +52,6 @@ AGAIN = 2  # times that an input is found again once its scale is known; each ga
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
 SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
-WRONG = 1e-3  # squared error of patterns, relative, below which they are right
-MOST_COLUMNS = 16  # positions that are told apart: each doubles the patterns to try
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -155,6 +154,13 @@ class Behind(NamedTuple):
     active: torch.Tensor | None = None
 
 
+class Given(NamedTuple):
+    """Values (K, C, H, W) of an input that are known before it is solved for, and where."""
+
+    values: torch.Tensor
+    where: torch.Tensor
+
+
 class Block:
     """One residual block: the parts of its branch, and of its shortcut, if it has any."""
 
@@ -204,24 +210,28 @@ def through_block(
         parts.append(Behind(block.short, above, known, above != 0))
     elif block.short:
         parts.append(Behind(block.short, above))
-    return in_front_of(parts, 0.0 if block.short else above)
+    given: Given | None = None
+    if not block.short and after is not None and branch is not None:
+        given = Given(after - branch, above != 0)
+    return in_front_of(parts, 0.0 if block.short else above, given)
 
 
 def in_front_of(
     parts: Sequence[Behind],
     passed: torch.Tensor | float = 0.0,
+    given: Given | None = None,
     scale: torch.Tensor | float = 1.0,
     standards: Sequence[Standard] | None = None,
 ) -> Place:
     """What is known in front of parts, from what is known behind them.
 
-    passed: as of the place. scale, standards: as of `normed_input`.
+    passed: as of the place. given, scale, standards: as of `normed_input`.
     """
-    inputs, standards = normed_input(parts, scale, standards)
+    inputs, standards = normed_input(parts, scale, standards, given)
     slope = slope_before(parts, standards, inputs)
     if not parts[0].part.norm.training:
         return Place(slope, inputs, passed=passed)
-    again = functools.partial(in_front_of, parts, passed, standards=standards)
+    again = functools.partial(in_front_of, parts, passed, given, standards=standards)
     return Place(slope, inputs, passed=passed, again=lambda scale: again(scale=scale))
 
 
@@ -377,7 +387,7 @@ def last_slope_by_columns(
     gradient, conv = last.gradient.flatten(1), middle.conv
     if last.norm.training:
         raise ArithmeticError("batch norm in train mode mixes the slopes of all positions")
-    if rank > MOST_COLUMNS:
+    if rank > MOST:
         raise ArithmeticError(f"{rank} independent positions are too many to tell apart")
     if (conv.kernel_size, conv.padding, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
         raise ArithmeticError("its convolutions do not tell which position is beside which")
@@ -396,69 +406,6 @@ def last_slope_by_columns(
         k = image[at[0]]
         above[k] = even[k] * active[at].T.reshape(shape)
     return above
-
-
-def zeros_and_ones(span: torch.Tensor, scale: torch.Tensor, number: int) -> torch.Tensor:
-    """The patterns (number, M) of zeros and ones that, times `scale` (M,), lie in a space.
-
-    span: (M, rank), whose columns span it. As many rows as the rank say what a vector of the space
-    is, so that all patterns that it may have there can be tried.
-
-    Raises ArithmeticError unless there are as many.
-    """
-    rank = span.shape[1]
-    large = (scale.abs() > 0.3 * scale.abs().median()).nonzero()[:, 0]
-    share = span[large] / scale[large, None]
-    order = qr(share.T.cpu().numpy(), mode="r", pivoting=True)[1]  # rows that are far from alike
-    first = torch.from_numpy(order[:rank].astype(int))
-    made = torch.linalg.solve(share[first], share, left=False)  # of ones in these rows
-    tried = torch.cartesian_prod(*[torch.arange(2.0).to(share)] * rank).view(-1, rank)[1:]
-    some = tried @ made[torch.from_numpy(order[rank : rank + 64].astype(int))].T
-    best = (
-        (some - some.round().clamp(0, 1))
-        .square()
-        .sum(1)
-        .topk(min(4 * number, len(tried)), largest=False)
-    )
-    whole = (
-        tried[best.indices] @ torch.linalg.solve(share[first], span / scale[:, None], left=False).T
-    )
-    patterns = whole.round().clamp(0, 1)
-    wrong = ((whole - patterns) * scale).square().sum(1) / (patterns * scale).square().sum(1)
-    found = wrong.argsort()[:number]
-    if wrong[found].max() > WRONG:
-        raise ArithmeticError("its positions could not be told apart")
-    return patterns[found] > 0.5
-
-
-def arranged(seen: Sequence[torch.Tensor], height: int, width: int) -> list[list[int]]:
-    """The positions of each image, row by row, as numbers of those that were seen in no order.
-
-    seen: for each of the nine taps, what the tap sees at each position (positions, C): the input
-    there, or beside it, or zero beyond the border.
-
-    Raises ArithmeticError where they do not fit together.
-    """
-    zero = torch.zeros_like(seen[0][:1])
-    candidates = torch.cat([seen[4], zero])  # one row for each position, and one for the border
-    border = len(candidates) - 1
-    found = {tap: torch.cdist(seen[tap], candidates).argmin(1).tolist() for tap in (1, 3, 5, 7)}
-    up, left, right, down = (found[tap] for tap in (1, 3, 5, 7))
-    corners = [at for at in range(border) if up[at] == border == left[at]]
-    images = []
-    for corner in corners:
-        rows = [corner]
-        while down[rows[-1]] != border and len(rows) <= height:
-            rows.append(down[rows[-1]])
-        image = []
-        for at in rows:
-            for _ in range(width):
-                image.append(at)
-                at = right[at]
-        images.append(image)
-    if sorted(sum(images, [])) != list(range(border)) or len(images) * height * width != border:
-        raise ArithmeticError("its positions do not fit together")
-    return images
 
 
 def unmix(
@@ -509,10 +456,11 @@ def normed_input(
     parts: Sequence[Behind],
     scale: torch.Tensor | float = 1.0,
     standards: Sequence[Standard] | None = None,
+    given: Given | None = None,
 ) -> tuple[torch.Tensor, list[Standard]]:
     """The input (K, C, H, W) that parts share, and what their norms standardise.
 
-    scale: by how much the input will be too large. standards: to begin with.
+    scale: by how much the input will be too large. standards: to begin with. given: of the input.
 
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
@@ -525,6 +473,7 @@ def normed_input(
                 for (part, above, *_), standard in zip(parts, standards, strict=True)
             ],
             first.entering,
+            None if first.norm.training else given,
         )
         before = standards[0]
         standards = [
@@ -559,9 +508,13 @@ def known_or(behind: Behind, other: Standard) -> Standard:
 
 
 def solve_inputs(
-    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]], shape: tuple[int, ...]
+    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]],
+    shape: tuple[int, ...],
+    given: Given | None = None,
 ) -> torch.Tensor:
     """The input (K, C, H, W) that layers share: (layer, slope at its output, weight gradient) each.
+
+    given: what is known of it. It is used where the equations are less than twice the unknowns.
 
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
@@ -572,14 +525,43 @@ def solve_inputs(
     target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
     size = matrix.view(len(matrix), -1, height * width).square().mean((0, 2)).sqrt()
     size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(height * width)
-    solution = solve_least_squares(matrix / size, target, refine=True)
+    matrix = matrix / size
+    unknowns = matrix.shape[1]
+    solution: torch.Tensor | None
+    if given and len(matrix) < 2 * unknowns:
+        values, known = (part.transpose(0, 1).flatten(1).T for part in given)
+        unknowns = int((~known).sum(0).max())
+        solution = solve_the_rest(matrix, target, values * size[:, None], known)
+    else:
+        solution = solve_least_squares(matrix, target, refine=True)
     if solution is None:
         raise ArithmeticError(
-            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
+            f"its weight gradients give {len(matrix)} equations for {unknowns} unknowns of "
             "each channel"
         )
     solution = solution / size[:, None]
     return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
+
+
+def solve_the_rest(
+    matrix: torch.Tensor, target: torch.Tensor, values: torch.Tensor, known: torch.Tensor
+) -> torch.Tensor | None:
+    """`solve_least_squares` (n, c) with some of the solution known, in each column elsewhere."""
+    square = matrix.T @ matrix
+    square.diagonal().add_(RIDGE * square.diagonal().max())
+    solution = values * known
+    for column in range(target.shape[1]):
+        unknown = (~known[:, column]).nonzero()[:, 0]
+        if len(unknown) > len(matrix):
+            return None
+        factor, failed = torch.linalg.cholesky_ex(square[unknown][:, unknown])
+        if failed:
+            return None
+        for _ in range(2):  # the second brings back the digits that normal equations cost
+            missing = target[:, column] - matrix @ solution[:, column]
+            found = torch.cholesky_solve((matrix.T @ missing)[unknown, None], factor)
+            solution[unknown, column] += found[:, 0]
+    return solution
 
 
 def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
