@@ -22,13 +22,14 @@ Where a layer has fewer weights than the batch has values, it ends.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
+from torch.nn import functional as F
 
 from gleak.inversion.closed.chain import NormBehind, NormedConv, ResidualBlock
 from gleak.inversion.closed.known import Place, Sent
@@ -49,6 +50,7 @@ from gleak.labels.tolerance import scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 AGAIN = 2  # times that an input is found again once its scale is known; each gains four digits
+STEPS = 1000  # of conjugate gradients
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
 SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
@@ -475,6 +477,8 @@ def normed_input(
             first.entering,
             None if first.norm.training else given,
         )
+        if given and not first.norm.training and scarce(parts, standards):
+            inputs = with_outputs(parts, standards, inputs, given)
         before = standards[0]
         standards = [
             known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs), scale))
@@ -490,6 +494,84 @@ def normed_input(
         inputs = inputs.clone()
         inputs[..., ::stride, ::stride] = seen - seen.amin((0, 2, 3), keepdim=True)
     return inputs, standards
+
+
+def scarce(parts: Sequence[Behind], standards: Sequence[Standard]) -> bool:
+    """Whether the gradients give less than twice as many equations as there are unknowns."""
+    _, height, width = parts[0].part.entering
+    rows = sum(part.gradient[:, 0].numel() for part, *_ in parts)
+    return rows < 2 * len(parts[0].above) * height * width
+
+
+@torch.no_grad()
+def with_outputs(
+    parts: Sequence[Behind], standards: Sequence[Standard], inputs: torch.Tensor, given: Given
+) -> torch.Tensor:
+    """Inputs (K, C, H, W) that fit the known outputs of the convolutions besides their gradients.
+
+    By conjugate gradients from the inputs that the gradients gave, for those that are not given.
+    Both kinds of equations count by their mean square.
+
+    Raises ArithmeticError where the equations are fewer than the unknowns.
+    """
+    rows = sum(part.gradient.numel() for part, *_ in parts)
+    rows += sum(int(active.sum()) for *_, active in parts if active is not None)
+    unknowns = int((~given.where).sum())
+    if rows < unknowns:
+        raise ArithmeticError(
+            f"its weight gradients and outputs give {rows} equations for {unknowns} unknowns"
+        )
+    open_ = (~given.where).to(inputs)
+    kinds: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = []
+    for (part, above, known, active), standard in zip(parts, standards, strict=True):
+        slope = part.norm.slope(above, standard)
+        matrix = input_equations(part.conv, slope, part.entering).flatten(0, 1)
+        size = matrix.norm() / matrix.shape[1] ** 0.5
+        target = by_tap(part.gradient).flatten(0, 1)
+        kinds.append((functools.partial(made_by, matrix / size), target / size))
+        if known is not None and active is not None:
+            bias = double(part.conv, torch.zeros_like(inputs))
+            outputs = known * standard.deviation + part.norm.mean - bias
+            size = part.conv.weight.double().square().sum() / inputs.shape[1]
+            size = size.sqrt()
+            kinds.append(
+                (functools.partial(outputs_of, part.conv, active / size), outputs * active / size)
+            )
+
+    def normal(values: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(values)
+        for make, _ in kinds:
+            made, back = torch.func.vjp(make, values)
+            total += back(made)[0]
+        return total * open_
+
+    rest = torch.zeros_like(inputs)
+    for make, target in kinds:
+        made, back = torch.func.vjp(make, inputs)
+        rest += back(target - made)[0]
+    rest = rest * open_
+    way, size = rest, rest.square().sum()
+    enough = scaled(1e-9, parts[0].part.norm.rounding) ** 2 * size
+    for _ in range(STEPS):
+        ahead = normal(way)
+        step = size / (way * ahead).sum().clamp_min(torch.finfo(size.dtype).tiny)
+        inputs, rest = inputs + step * way, rest - step * ahead
+        size, last = rest.square().sum(), size
+        if size <= enough:
+            break
+        way = rest + size / last * way
+    return inputs
+
+
+def made_by(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """A matrix (rows, K x pixels) times inputs (K, C, H, W) as (K x pixels, C)."""
+    return matrix @ inputs.transpose(0, 1).flatten(1).T
+
+
+def outputs_of(conv: nn.Conv2d, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """A convolution's outputs without bias, times a weight for each."""
+    settings = (conv.stride, conv.padding, conv.dilation)
+    return weight * F.conv2d(inputs, conv.weight.detach().double(), None, *settings)
 
 
 def filled(behind: Behind) -> torch.Tensor:
@@ -526,17 +608,15 @@ def solve_inputs(
     size = matrix.view(len(matrix), -1, height * width).square().mean((0, 2)).sqrt()
     size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(height * width)
     matrix = matrix / size
-    unknowns = matrix.shape[1]
     solution: torch.Tensor | None
-    if given and len(matrix) < 2 * unknowns:
+    if given and len(matrix) < 2 * matrix.shape[1]:
         values, known = (part.transpose(0, 1).flatten(1).T for part in given)
-        unknowns = int((~known).sum(0).max())
         solution = solve_the_rest(matrix, target, values * size[:, None], known)
     else:
         solution = solve_least_squares(matrix, target, refine=True)
     if solution is None:
         raise ArithmeticError(
-            f"its weight gradients give {len(matrix)} equations for {unknowns} unknowns of "
+            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
             "each channel"
         )
     solution = solution / size[:, None]
@@ -545,18 +625,19 @@ def solve_inputs(
 
 def solve_the_rest(
     matrix: torch.Tensor, target: torch.Tensor, values: torch.Tensor, known: torch.Tensor
-) -> torch.Tensor | None:
-    """`solve_least_squares` (n, c) with some of the solution known, in each column elsewhere."""
+) -> torch.Tensor:
+    """`solve_least_squares` (n, c) with some of the solution known, in each column elsewhere.
+
+    Zero for the rest of a column that has more of it than there are equations.
+    """
     square = matrix.T @ matrix
     square.diagonal().add_(RIDGE * square.diagonal().max())
     solution = values * known
     for column in range(target.shape[1]):
         unknown = (~known[:, column]).nonzero()[:, 0]
-        if len(unknown) > len(matrix):
-            return None
         factor, failed = torch.linalg.cholesky_ex(square[unknown][:, unknown])
-        if failed:
-            return None
+        if len(unknown) > len(matrix) or failed:
+            continue
         for _ in range(2):  # the second brings back the digits that normal equations cost
             missing = target[:, column] - matrix @ solution[:, column]
             found = torch.cholesky_solve((matrix.T @ missing)[unknown, None], factor)
