@@ -119,6 +119,8 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
             beneath = find_row(steps[index - 1].layer) if index else None
             if beneath and beneath.told:
                 place = beneath.told(steps[index - 1].layer, place, sent)
+            if place.again:
+                raise ArithmeticError("batch norm in train mode hides the scale of its input")
             if place.values is None or place.known is not None:
                 continue
             agrees = row_of(step.layer).agrees or tolerance
@@ -127,7 +129,8 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
-        depth, activations, sharp = index, place.values, place.deviation is not None
+        if not chain.has_before(index, nn.Dropout):  # the trunk does not know what that kept
+            depth, activations, sharp = index, place.values, place.deviation is not None
     activations = activations.to(update.classifier.weight.dtype)
     return peeled_at(chain, depth, activations, ended, started, sharp)
 

@@ -46,10 +46,9 @@ from gleak.inversion.closed.solve import (
     taken_pixels,
     taps,
 )
-from gleak.labels.tolerance import scaled
+from gleak.labels.tolerance import FLOAT32, scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
-AGAIN = 2  # times that an input is found again once its scale is known; each gains four digits
 STEPS = 1000  # of conjugate gradients
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
@@ -110,6 +109,12 @@ class Norm:
     def slope(self, above: torch.Tensor, standard: Standard) -> torch.Tensor:
         """The slope at the layer's input from the one at its output."""
         return (above - self.absorbed(standard.values)) * self.weight / standard.deviation
+
+    def again(self) -> int:
+        """How often an input is found again once its scale is known; each gains four digits."""
+        if not self.training:
+            return 0
+        return 2 if self.rounding < FLOAT32 else 1
 
     def change(self, before: Standard, after: Standard) -> float:
         """Of standardised values in a round, relative; none in eval mode."""
@@ -198,7 +203,7 @@ def through_block(
         inputs, standards = normed_input([behind])
         slope = slope_before([behind], standards, inputs)
         active, scale = settle(inputs, slope, 0.0, before.norm)
-        for _ in range(AGAIN if norm.training else 0):
+        for _ in range(norm.again()):
             inputs, standards = normed_input([behind], scale, standards)
             slope = slope_before([behind], standards, inputs)
             active, scale = settle(inputs, slope, 0.0, before.norm)
@@ -277,7 +282,9 @@ def through_norm_behind(
 
     Raises ArithmeticError where that cannot be told.
     """
-    if place.values is None or place.known is not None:
+    if place.values is None:
+        raise ArithmeticError("its output is hidden behind a pooling")
+    if place.known is not None:
         raise ArithmeticError("its output is not known at all places")
     if layer.conv.bias is None:
         raise ArithmeticError("without a bias before it nothing tells the deviation that it took")
@@ -333,7 +340,7 @@ def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> 
     norm = Norm(layer.norms[-1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
     active, scale = settle(place.values, place.slope, place.passed, norm)
     if place.again:
-        for _ in range(AGAIN):
+        for _ in range(norm.again()):
             place = place.again(scale)
             assert place.values is not None and place.again
             active, scale = settle(place.values, place.slope, place.passed, norm)
