@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -45,6 +45,9 @@ POINTWISE: dict[str, type[nn.Module]] = {  # functions by name, with the argumen
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
+
+
+Normed = tuple[nn.Conv2d, nn.BatchNorm2d]  # a convolution and the batch norm behind it
 
 
 class Reshape(nn.Module):
@@ -85,25 +88,20 @@ class ResidualBlock(nn.Module):
     ResNet-18 and ResNet-34, three the bottleneck of ResNet-50 and larger ones.
     """
 
-    def __init__(
-        self,
-        convs: Sequence[nn.Conv2d],
-        norms: Sequence[nn.BatchNorm2d],
-        short: nn.Conv2d | None = None,
-        short_norm: nn.BatchNorm2d | None = None,
-    ) -> None:
+    def __init__(self, branch: Sequence[Normed], short: Normed | None = None) -> None:
         super().__init__()
-        # lists would be modules, too: what they hold must be found by its type
-        self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
-        self.short, self.short_norm = short, short_norm
+        self.branch, self.short = tuple(branch), short
+        every = [*branch, *([short] if short else [])]
+        self.held = nn.ModuleList([layer for pair in every for layer in pair])
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(K, C, H, W) to (K, C', H', W')."""
         branch = values
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        for i, (conv, norm) in enumerate(self.branch):
             branch = norm(conv(branch.relu() if i else branch))
-        if self.short is not None and self.short_norm is not None:
-            values = self.short_norm(self.short(values))
+        if self.short:
+            conv, norm = self.short
+            values = norm(conv(values))
         return (branch + values).relu()
 
 
@@ -220,7 +218,7 @@ def with_norms(steps: list[Step]) -> list[Step]:
     return found
 
 
-def norm_of_batch(layer: nn.Module | None) -> bool:
+def norm_of_batch(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     """Whether the layer is a batch norm in train mode, with parameters."""
     return isinstance(layer, nn.BatchNorm2d) and layer.training and has_all(layer)
 
@@ -230,7 +228,7 @@ def has_all(norm: nn.BatchNorm2d) -> bool:
     return norm.affine and norm.running_mean is not None
 
 
-def plain_conv(layer: nn.Module | None) -> bool:
+def plain_conv(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether the layer is a convolution in one group, padded with zeros."""
     return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
@@ -246,7 +244,7 @@ def branched(net: Traced, part: list[fx.Node], rest: list[list[fx.Node]]) -> Ste
         after = single(net, *rest[0])
         if isinstance(after.layer, nn.ReLU):
             rest.pop(0)
-            kind = "BasicBlock" if len(block.convs) == 2 else "Bottleneck"
+            kind = "BasicBlock" if len(block.branch) == 2 else "Bottleneck"
             return Step(block, kind, entering, leaving, after.node)
     module = net.innermost(part[1:])
     unknown = "it branches" if any(True for _ in module.children()) else ""
@@ -280,7 +278,8 @@ def residual_block(net: Traced, part: list[fx.Node]) -> ResidualBlock | None:
     norms = [layer for layer in (*long, *short) if isinstance(layer, nn.BatchNorm2d)]
     if not all(map(plain_conv, convs)) or not all(map(has_all, norms)):
         return None
-    return ResidualBlock(convs[:number], norms[:number], *convs[number:], *norms[number:])
+    pairs = list(zip(convs, norms, strict=True))
+    return ResidualBlock(pairs[:number], *pairs[number:])
 
 
 def single(net: Traced, before: fx.Node, node: fx.Node) -> Step:
@@ -316,7 +315,7 @@ def module_layer(
         return None, kind, "what the client's dropout kept is not known"
     layer: nn.Module | None = module
     if is_dropout(module):
-        layer = nn.Dropout(module.p)
+        layer = nn.Dropout(float(getattr(module, "p")))  # noqa: B009
     elif getattr(module, "inplace", False):
         layer = out_of_place(module)
     elif isinstance(module, nn.Flatten):

@@ -24,7 +24,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -173,13 +173,13 @@ class Block:
 
     def __init__(self, block: ResidualBlock, sent: Sent, shape: tuple[int, ...]) -> None:
         self.parts, entering = [], shape
-        for conv, norm in zip(block.convs, block.norms, strict=True):
+        for conv, norm in block.branch:
             self.parts.append(Part(conv, norm, sent, entering))
             with torch.no_grad():
-                entering = conv(conv.weight.new_zeros(1, *entering)).shape[1:]
+                entering = tuple(conv(conv.weight.new_zeros(1, *entering)).shape[1:])
         self.short: Part | None = None
-        if block.short is not None and block.short_norm is not None:
-            self.short = Part(block.short, block.short_norm, sent, shape)
+        if block.short:
+            self.short = Part(*block.short, sent, shape)
 
 
 def through_block(
@@ -337,13 +337,14 @@ def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> 
     """
     if place.values is None or place.values.ndim != 4:
         return place
-    norm = Norm(layer.norms[-1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
+    norm = Norm(layer.branch[-1][1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
     active, scale = settle(place.values, place.slope, place.passed, norm)
-    if place.again:
-        for _ in range(norm.again()):
-            place = place.again(scale)
-            assert place.values is not None and place.again
-            active, scale = settle(place.values, place.slope, place.passed, norm)
+    for _ in range(norm.again() if place.again else 0):
+        assert place.again is not None
+        place = place.again(scale)
+        assert place.values is not None
+        active, scale = settle(place.values, place.slope, place.passed, norm)
+    assert place.values is not None
     slope = (place.slope * scale + place.passed) * active
     return Place(slope, place.values / scale * active)
 
@@ -473,7 +474,9 @@ def normed_input(
 
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    standards = standards or [behind.part.norm.guess(filled(behind)) for behind in parts]
+    standards = list(standards or ()) or [
+        behind.part.norm.guess(filled(behind)) for behind in parts
+    ]
     first, rounds = parts[0].part, Rounds(parts[0].part.norm.rounding)
     for _ in range(ROUNDS):
         inputs = solve_inputs(
@@ -548,14 +551,12 @@ def with_outputs(
     def normal(values: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(values)
         for make, _ in kinds:
-            made, back = torch.func.vjp(make, values)
-            total += back(made)[0]
+            total += back_and_forth(make, values)
         return total * open_
 
     rest = torch.zeros_like(inputs)
     for make, target in kinds:
-        made, back = torch.func.vjp(make, inputs)
-        rest += back(target - made)[0]
+        rest += back_and_forth(make, inputs, target)
     rest = rest * open_
     way, size = rest, rest.square().sum()
     enough = scaled(1e-9, parts[0].part.norm.rounding) ** 2 * size
@@ -570,6 +571,19 @@ def with_outputs(
     return inputs
 
 
+def back_and_forth(
+    make: Callable[[torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
+    target: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The transpose of a linear map, of what it makes of values, or of what is missing there."""
+    with torch.enable_grad():
+        values = values.detach().requires_grad_()
+        made = make(values)
+        seen = made.detach() if target is None else target - made.detach()
+        return torch.autograd.grad(made, values, seen)[0]
+
+
 def made_by(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """A matrix (rows, K x pixels) times inputs (K, C, H, W) as (K x pixels, C)."""
     return matrix @ inputs.transpose(0, 1).flatten(1).T
@@ -577,7 +591,7 @@ def made_by(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 
 def outputs_of(conv: nn.Conv2d, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """A convolution's outputs without bias, times a weight for each."""
-    settings = (conv.stride, conv.padding, conv.dilation)
+    settings: Any = (conv.stride, conv.padding, conv.dilation)
     return weight * F.conv2d(inputs, conv.weight.detach().double(), None, *settings)
 
 
