@@ -4,6 +4,7 @@ graph     the traced graph of a network
 chain     the network as a chain of layers
 known     what is known on the way down: the gradient, and a place between two layers
 layers    what can be told of each kind of layer: a table
+patches   the input of a convolution from its gradient alone
 peel      from the classifier towards the image, layer by layer
 relu      which units behind a layer were active
 residual  through residual blocks, pooling and batch norm

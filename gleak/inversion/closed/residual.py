@@ -2,14 +2,12 @@
 
 Global average pooling hides where in the image a feature was. Three facts bring that back.
 
-The last convolution. Its weight gradient is S^T A, with the slopes S at its output and the patches
-A of its input, one row for each image and position. The rows of A span the row space of the
-gradient. Being patches of one image, with zeros around it, they overlap: inputs whose patches all
-lie in that space form a space of dimension K, the mixtures of the K images. Behind ReLU half of an
-input is zero, which tells the images from their mixtures (as in SPEAR, Dimitrov et al. 2024).
+The last convolution. Its weight gradient alone gives its input, as patches of one image overlap:
+see `patches`.
 
 The mask. The slope at the block's output is known but for the ReLU's mask: pooling spreads it
-evenly. With A known, least squares gives S, and S gives the mask.
+evenly. The gradient is linear in the slope at the convolution's output, given its input, and least
+squares gives that slope, which has the mask.
 
 The layers before. With the slope at a convolution's output known, its weight gradient is linear in
 its input. In train mode, batch norm subtracts from the slope what only the forward pass knows; but
@@ -28,20 +26,18 @@ from torch import nn
 
 from gleak.inversion.closed.chain import BasicBlock
 from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.patches import unmix
 from gleak.inversion.closed.solve import (
     by_tap,
     double,
     input_equations,
     pull_back,
-    separate,
     solve_least_squares,
-    taken_pixels,
     taps,
 )
 from gleak.labels.tolerance import scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
-LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -178,50 +174,6 @@ def last_slope(
     wrong = ((share - (share > 0.5).double()) * even[:, None]).square().sum((2, 3, 4))
     _, which = linear_sum_assignment(wrong.cpu())
     return even * (above[torch.from_numpy(which)] / even > 0.5)
-
-
-def unmix(
-    layer: nn.Conv2d,
-    observed: torch.Tensor,
-    shape: tuple[int, ...],
-    size: int,
-    centred: bool,
-    rounding: float,
-) -> torch.Tensor:
-    """Inputs (K, C, H, W) of a convolution behind ReLU from its weight gradient alone.
-
-    Each comes up to a factor, in no order. centred: batch norm in train mode makes the slopes sum
-    to zero over the batch, so that the gradient knows patches only up to one common patch.
-    """
-    channels, height, width = shape
-    taken = taken_pixels(layer, shape).to(observed)  # (H x W, taps, positions)
-    area, positions = taken.shape[1:]
-    rank = size * positions - centred
-    if rank > len(observed) or rank * positions > LARGEST:
-        raise ArithmeticError(f"{rank} independent patches are too many to tell apart")
-    right = torch.linalg.svd(observed.flatten(1), full_matrices=False).Vh[:rank]
-    right = right.view(rank, channels, area)
-    # patches that fit together, one channel: the range of `fitting`
-    fitting = taken.permute(2, 1, 0).reshape(positions * area, -1)
-    moves = torch.eye(positions).to(observed)
-    if centred:
-        fitting = torch.cat([fitting, torch.eye(area).to(fitting).repeat(positions, 1)], dim=1)
-        moves = torch.linalg.qr(torch.cat([torch.ones_like(moves[:, :1]), moves[:, 1:]], 1)).Q
-        moves = moves[:, 1:]  # what all positions have in common is the common patch's
-    inverse = torch.linalg.pinv(fitting)
-    misfit = torch.eye(len(fitting)).to(fitting) - fitting @ inverse
-    misfit = misfit.view(positions, area, positions, area)
-    misfit = torch.einsum("pi,ptqu,qj->itju", moves, misfit, moves)
-    products = torch.einsum("rct,scu->turs", right, right)
-    form = torch.einsum("turs,itju->irjs", products, misfit).flatten(2).flatten(0, 1)
-    mixtures = torch.linalg.eigh(form).eigenvectors[:, :size].T  # those without any misfit
-    mixtures = mixtures.view(size, -1, rank)
-    patches = torch.einsum("pi,kir,rct->kcpt", moves, mixtures, right)
-    pixels = patches.flatten(2) @ inverse.T[:, : height * width]
-    pixels = pixels.flatten(1)  # (K, C x H x W)
-    alone = separate(pixels.T, size, rounding=rounding) @ pixels
-    alone = alone * alone.sum(1, keepdim=True).sign()
-    return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
 
 
 def inner_input(

@@ -1,5 +1,6 @@
 """Linear algebra that the closed forms share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from gleak.labels.tolerance import FLOAT32, scaled
 
 RIDGE = 1e-14  # on normal equations, of their largest entry: some fifty roundings of float64
 ALIKE = 1e-3  # least singular value of combinations, below which two of them are the same
+BLOCKS = 64  # of Lanczos' method, before it begins again
+RESTARTS = 3
 MOST = 4096  # unknowns that the gradient may leave to what the output tells
 
 
@@ -39,15 +42,21 @@ def input_equations(layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...
     if isinstance(layer, nn.Linear):
         return slope.T[:, None]
     assert isinstance(layer, nn.Conv2d)
-    taken = taken_pixels(layer, shape).to(slope)
-    return torch.einsum("kop,qtp->otkq", slope.flatten(2), taken).flatten(2)
+    slope, taken = slope.flatten(2).transpose(0, 1), taken_pixels(layer, shape)
+    made = slope.new_zeros(len(slope), len(taken), slope.shape[1], shape[1] * shape[2])
+    for tap, pixels in enumerate(taken):
+        made[:, tap, :, pixels[pixels > 0] - 1] = slope[..., pixels > 0]
+    return made.flatten(2)
 
 
 def taken_pixels(layer: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """(pixels, taps, places): 1 where a convolution's tap takes a pixel; shape: of one input."""
-    size = shape[1] * shape[2]
-    unit = torch.eye(size).to(layer.weight).view(-1, 1, *shape[1:])
-    return taps(layer, unit)[:, :, 0]
+    """(taps, places): which pixel a convolution's tap takes at each place, counted from 1.
+
+    0 stands for the padding. shape: of one input.
+    """
+    device, size = layer.weight.device, shape[1] * shape[2]
+    numbers = torch.arange(1, size + 1, dtype=torch.float64, device=device)
+    return taps(layer, numbers.view(1, 1, *shape[1:]))[0, :, 0].long()
 
 
 def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -70,6 +79,69 @@ def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def by_tap(weight: torch.Tensor) -> torch.Tensor:
     """The weight (out, channels, ...) of a layer as (out, taps, channels)."""
     return weight.view(*weight.shape[:2], -1).transpose(1, 2)
+
+
+def row_space(matrix: torch.Tensor, rank: int, seed: int = 0) -> torch.Tensor:
+    """Orthogonal rows (rank, n) that span those of a matrix (m, n), but for what is far smaller.
+
+    A few random directions more than the rank, sent through the matrix and back (Halko, Martinsson
+    and Tropp 2011, algorithm 4.4, which keeps small singular values apart from rounding). Where the
+    rank is not far below the size, that is no cheaper than all singular vectors.
+    """
+    wide = rank + 10
+    if 2 * wide > min(matrix.shape):
+        return torch.linalg.svd(matrix, full_matrices=False).Vh[:rank]
+    draws = torch.Generator().manual_seed(seed)
+    basis = torch.randn(wide, matrix.shape[1], generator=draws, dtype=torch.float64).to(matrix).T
+    for _ in range(2):
+        basis = torch.linalg.qr(matrix @ basis).Q
+        basis = torch.linalg.qr(matrix.T @ basis).Q
+    right = torch.linalg.svd(matrix @ basis, full_matrices=False).Vh[:rank]
+    return right @ basis.T
+
+
+def largest_vectors(
+    product: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, rounding: float = FLOAT32
+) -> torch.Tensor:
+    """Eigenvectors (count, n) of the largest eigenvalues of a symmetric matrix, in float64.
+
+    product(vectors): (count, n) times the matrix, all that is known of it; its norm is 1 at most.
+    start: (count, n), any vectors. By Lanczos' method with blocks of `count` vectors, so that equal
+    eigenvalues come together; each block is made orthogonal to all before. It ends when products
+    leave no more than rounding beside the vectors. With `BLOCKS` blocks it begins again from the
+    best vectors, so that memory has an end, and after `RESTARTS` of these it gives what it has.
+
+    >>> matrix = torch.arange(9.0).double().diag() / 8
+    >>> found = largest_vectors(lambda vectors: vectors @ matrix, torch.ones(2, 9).double().triu())
+    >>> bool(found[:, :7].abs().max() < 1e-6)
+    True
+    """
+    count, size = start.shape
+    best = torch.linalg.qr(start.T).Q.T
+    enough = max(scaled(1e-7, rounding), 1e-13)
+    steps = min(BLOCKS, size // count)
+    basis = start.new_empty(steps * count, size)
+    for _ in range(RESTARTS):
+        made, small = best, start.new_zeros(steps * count, steps * count)
+        for step in range(1, steps + 1):
+            end = step * count
+            here, after = slice(end - count, end), slice(end, end + count)
+            basis[here] = made
+            made = product(made)
+            small[here, here] = made @ basis[here].T
+            left = torch.eye(count).to(start)
+            for _ in range(2):  # once more for what rounding left, and where nothing was left
+                made = made - (made @ basis[:end].T) @ basis[:end]
+                orthogonal, factor = torch.linalg.qr(made.T)
+                made, left = orthogonal.T.contiguous(), factor @ left
+            if step % 4 == 0 or step == steps:
+                vectors = torch.linalg.eigh(small[:end, :end]).eigenvectors[:, -count:]
+                if (left @ vectors[-count:]).norm() < enough:
+                    return vectors.T @ basis[:end]
+            if step < steps:
+                small[after, here], small[here, after] = left, left.T
+        best = vectors.T @ basis
+    return best
 
 
 class Solved(NamedTuple):
