@@ -28,14 +28,20 @@ from gleak.inversion.closed.chain import BasicBlock
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.patches import unmix
 from gleak.inversion.closed.solve import (
+    Told,
     by_tap,
     double,
     input_equations,
+    jointly,
     pull_back,
-    solve_least_squares,
+    rank_of,
+    refined,
+    refuse_too_few,
     taps,
+    total,
+    well_conditioned,
 )
-from gleak.labels.tolerance import scaled
+from gleak.labels.tolerance import FLOAT32, scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 AGREES = 2e-3  # relative error of the features below which a block's input is right
@@ -216,11 +222,17 @@ def block_input(
         if after is not None:
             known_short, active_short = short.inverse(after - branch), above != 0
         standard_short = short.guess(torch.where(active_short, known_short, 0.0))
+    told = []
+    if not norm.training:  # otherwise up to their mean and deviation
+        told.append(Told(block.conv1, known * norm.deviation + norm.mean, active))
+        if block.short and after is not None:
+            outputs = known_short * short.deviation + short.mean
+            told.append(Told(short_conv, outputs, active_short))
     for _ in range(ROUNDS):
         parts = [(block.conv1, norm.slope(slope1, standard), block.gradient1)]
         if block.short:
             parts.append((short_conv, short.slope(above, standard_short), short_gradient))
-        inputs = solve_inputs(parts, shape)
+        inputs = solve_inputs(parts, shape, told, norm.rounding)
         fresh = norm.standardise(double(block.conv1, inputs))
         before, standard = standard, known_or(active, known, fresh)
         if block.short:
@@ -248,24 +260,27 @@ def known_or(where: torch.Tensor, known: torch.Tensor, other: Standard) -> Stand
 
 
 def solve_inputs(
-    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]], shape: tuple[int, ...]
+    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]],
+    shape: tuple[int, ...],
+    told: list[Told] | None = None,
+    rounding: float = FLOAT32,
 ) -> torch.Tensor:
     """The input (K, C, H, W) that layers share: (layer, slope at its output, weight gradient) each.
 
+    told: outputs that are known, for what the gradients leave open.
+
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    channels, height, width = shape
-    matrix = torch.cat(
-        [input_equations(conv, slope, shape).flatten(0, 1) for conv, slope, _ in parts]
-    )
-    target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
-    solution = solve_least_squares(matrix, target)
-    if solution is None:
-        raise ArithmeticError(
-            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
-            "each channel"
-        )
-    return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
+    equations = [input_equations(conv, slope, shape) for conv, slope, _ in parts]
+    targets = [by_tap(observed).flatten(0, 1) for _, _, observed in parts]
+    refuse_too_few(equations, sum(one.count for one in equations), shape[0], told or [])
+    square = total(one.square() for one in equations)
+    factor = well_conditioned(square)
+    if factor is not None:
+        return equations[0].as_inputs(refined(equations, targets, factor))
+    refuse_too_few(equations, rank_of(square), shape[0], told or [])
+    found = jointly(equations, targets, told or [], square, rounding=rounding)
+    return equations[0].as_inputs(found)
 
 
 def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
