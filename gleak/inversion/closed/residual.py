@@ -222,7 +222,7 @@ def block_input(
         if after is not None:
             known_short, active_short = short.inverse(after - branch), above != 0
         standard_short = short.guess(torch.where(active_short, known_short, 0.0))
-    told = []
+    told: list[Told] = []
     if not norm.training:  # otherwise up to their mean and deviation
         told.append(Told(block.conv1, known * norm.deviation + norm.mean, active))
         if block.short and after is not None:

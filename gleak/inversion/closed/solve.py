@@ -237,7 +237,7 @@ def solve_input(
     if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
         raise ArithmeticError("convolutions in groups or with another padding than zeros are open")
     equations = Equations(layer, slope, shape)
-    told = [] if isinstance(layer, nn.Linear) else [Told(layer, outputs, known)]
+    told = [Told(layer, outputs, known)] if isinstance(layer, nn.Conv2d) else []
     refuse_too_few([equations], equations.count, shape[0], told)
     size = slope.flatten(1).norm(dim=1) if level else slope.new_ones(len(slope))
     size = size.clamp_min(torch.finfo(size.dtype).tiny)
