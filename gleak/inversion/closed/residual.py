@@ -31,6 +31,7 @@ from gleak.inversion.closed.solve import (
     Told,
     by_tap,
     double,
+    factor_of,
     input_equations,
     jointly,
     pull_back,
@@ -278,9 +279,15 @@ def solve_inputs(
     factor = well_conditioned(square)
     if factor is not None:
         return equations[0].as_inputs(refined(equations, targets, factor))
-    refuse_too_few(equations, rank_of(square), shape[0], told or [])
-    found = jointly(equations, targets, told or [], square, rounding=rounding)
-    return equations[0].as_inputs(found)
+    if told:
+        refuse_too_few(equations, rank_of(square), shape[0], told)
+        found = jointly(equations, targets, told, square, rounding=rounding)
+        return equations[0].as_inputs(found)
+    factor = factor_of(square)  # what stays open in train mode, batch norm hides: see `block_input`
+    if factor is None:
+        raise ArithmeticError("its weight gradients leave its input open")
+    sides = total(one.back(target) for one, target in zip(equations, targets, strict=True))
+    return equations[0].as_inputs(torch.cholesky_solve(sides, factor))
 
 
 def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:

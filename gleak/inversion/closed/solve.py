@@ -252,7 +252,7 @@ def solve_input(
         solution = refined([equations], [target], factor, size)
         if level:
             spread = torch.cholesky_inverse(factor).diagonal()[:, None]
-    elif told and known.any() and not known.all():
+    elif told and known.any():
         refuse_too_few([equations], rank_of(square), shape[0], told)
         solution = jointly([equations], [target], told, square, size, rounding)
     else:
