@@ -355,9 +355,9 @@ def jointly(
         (weight.square().mean((1, 2, 3)) * weight[0, 0].numel() * one.known.sum((0, 2, 3))).sum()
         for one, weight in zip(told, weights, strict=True)
     ) / len(square)  # what the outputs tell of an unknown, on average
-    least = WEAK**2 * square.diagonal().max()
-    trust = least / shared
-    factor = torch.linalg.cholesky(square + least * torch.eye(len(square)).to(square))
+    each = shared / (square.new_ones(len(square), 1) * size).square().flatten()
+    trust = WEAK**2 * square.diagonal().max() / each.mean()
+    factor = torch.linalg.cholesky(square + (trust * each).diag())
     first = equations[0]
 
     def made(inputs: torch.Tensor) -> list[torch.Tensor]:  # (K x pixels, C)
