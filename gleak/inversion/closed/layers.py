@@ -22,7 +22,7 @@ from gleak.inversion.closed.residual import (
     through_norm_behind,
     through_normed,
 )
-from gleak.inversion.closed.solve import double, input_equations, pull_back
+from gleak.inversion.closed.solve import Equations, double, input_equations, pull_back
 from gleak.labels.tolerance import scaled
 from gleak.models import Normalise
 
@@ -89,7 +89,7 @@ class Row(NamedTuple):
 
     forward(layer, inputs): the output.
     slope(layer, slope, inputs, outputs): the slope at the input from the one at the output.
-    equations(layer, slope, shape): the matrix that makes the weight gradient of the input.
+    equations(layer, slope, shape): the equations that the weight gradient makes of the input.
     inverse(layer, outputs, shape, rounding): the input, and where it is known.
     whole(layer, place, shapes, sent), told(layer, place, sent): of a layer that is solved as one,
     the place in front of it, and what it tells of the place behind it.
@@ -100,7 +100,7 @@ class Row(NamedTuple):
 
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = double
     slope: Callable[..., torch.Tensor] = slope_of
-    equations: Callable[[nn.Module, torch.Tensor, Shape], torch.Tensor] | None = None
+    equations: Callable[[nn.Module, torch.Tensor, Shape], Equations] | None = None
     inverse: Callable[..., Known] | None = None
     whole: Callable[..., Place] | None = None
     told: Callable[..., Place] | None = None

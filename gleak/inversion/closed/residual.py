@@ -2,14 +2,12 @@
 
 Global average pooling hides where in the image a feature was. Three facts bring that back.
 
-The last convolution. Its weight gradient is S^T A, with the slopes S at its output and the patches
-A of its input, one row for each image and position. The rows of A span the row space of the
-gradient. Being patches of one image, with zeros around it, they overlap: inputs whose patches all
-lie in that space form a space of dimension K, the mixtures of the K images. Behind ReLU half of an
-input is zero, which tells the images from their mixtures (as in SPEAR, Dimitrov et al. 2024).
+The last convolution. Its weight gradient alone gives its input, as patches of one image overlap:
+see `patches`.
 
 The mask. The slope at the block's output is known but for the ReLU's mask: pooling spreads it
-evenly. With A known, least squares gives S, and S gives the mask.
+evenly. The gradient is linear in the slope at the convolution's output, given its input, and least
+squares gives that slope, which has the mask.
 
 The layers before. With the slope at a convolution's output known, its weight gradient is linear in
 its input. In train mode, batch norm subtracts from the slope what only the forward pass knows; but
@@ -22,36 +20,38 @@ Where a layer has fewer weights than the batch has values, it ends.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
-from torch.nn import functional as F
 
 from gleak.inversion.closed.chain import NormBehind, NormedConv, ResidualBlock
 from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.patches import unmix
 from gleak.inversion.closed.positions import MOST, arranged, zeros_and_ones
 from gleak.inversion.closed.relu import SURE
 from gleak.inversion.closed.solve import (
-    RIDGE,
+    Told,
     by_tap,
     double,
+    factor_of,
     input_equations,
+    jointly,
     pull_back,
-    separate,
-    solve_least_squares,
-    taken_pixels,
+    rank_of,
+    refined,
+    refuse_too_few,
     taps,
+    total,
+    well_conditioned,
 )
 from gleak.labels.tolerance import FLOAT32, scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
-STEPS = 1000  # of conjugate gradients
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
-LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
 SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
@@ -161,13 +161,6 @@ class Behind(NamedTuple):
     active: torch.Tensor | None = None
 
 
-class Given(NamedTuple):
-    """Values (K, C, H, W) of an input that are known before it is solved for, and where."""
-
-    values: torch.Tensor
-    where: torch.Tensor
-
-
 class Block:
     """One residual block: the parts of its branch, and of its shortcut, if it has any."""
 
@@ -217,16 +210,26 @@ def through_block(
         parts.append(Behind(block.short, above, known, above != 0))
     elif block.short:
         parts.append(Behind(block.short, above))
-    given: Given | None = None
+    given: Told | None = None
     if not block.short and after is not None and branch is not None:
-        given = Given(after - branch, above != 0)
+        given = Told(identity(after), after - branch, above != 0)
     return in_front_of(parts, 0.0 if block.short else above, given)
+
+
+def identity(values: torch.Tensor) -> nn.Conv2d:
+    """The convolution with values (K, C, H, W) as input and output."""
+    channels = values.shape[1]
+    layer = nn.utils.skip_init(
+        nn.Conv2d, channels, channels, 1, bias=False, device=values.device, dtype=values.dtype
+    )
+    nn.init.dirac_(layer.weight)
+    return layer
 
 
 def in_front_of(
     parts: Sequence[Behind],
     passed: torch.Tensor | float = 0.0,
-    given: Given | None = None,
+    given: Told | None = None,
     scale: torch.Tensor | float = 1.0,
     standards: Sequence[Standard] | None = None,
 ) -> Place:
@@ -418,55 +421,11 @@ def last_slope_by_columns(
     return above
 
 
-def unmix(
-    layer: nn.Conv2d,
-    observed: torch.Tensor,
-    shape: tuple[int, ...],
-    size: int,
-    centred: bool,
-    rounding: float,
-) -> torch.Tensor:
-    """Inputs (K, C, H, W) of a convolution behind ReLU from its weight gradient alone.
-
-    Each comes up to a factor, in no order. centred: batch norm in train mode makes the slopes sum
-    to zero over the batch, so that the gradient knows patches only up to one common patch.
-    """
-    channels, height, width = shape
-    taken = taken_pixels(layer, shape).to(observed)  # (H x W, taps, positions)
-    area, positions = taken.shape[1:]
-    rank = size * positions - centred
-    if rank > len(observed) or rank * positions > LARGEST:
-        raise ArithmeticError(f"{rank} independent patches are too many to tell apart")
-    right = torch.linalg.svd(observed.flatten(1), full_matrices=False).Vh[:rank]
-    right = right.view(rank, channels, area)
-    # patches that fit together, one channel: the range of `fitting`
-    fitting = taken.permute(2, 1, 0).reshape(positions * area, -1)
-    moves = torch.eye(positions).to(observed)
-    if centred:
-        fitting = torch.cat([fitting, torch.eye(area).to(fitting).repeat(positions, 1)], dim=1)
-        moves = torch.linalg.qr(torch.cat([torch.ones_like(moves[:, :1]), moves[:, 1:]], 1)).Q
-        moves = moves[:, 1:]  # what all positions have in common is the common patch's
-    inverse = torch.linalg.pinv(fitting)
-    misfit = torch.eye(len(fitting)).to(fitting) - fitting @ inverse
-    misfit = misfit.view(positions, area, positions, area)
-    misfit = torch.einsum("pi,ptqu,qj->itju", moves, misfit, moves)
-    products = torch.einsum("rct,scu->turs", right, right)
-    form = torch.einsum("turs,itju->irjs", products, misfit).flatten(2).flatten(0, 1)
-    mixtures = torch.linalg.eigh(form).eigenvectors[:, :size].T  # those without any misfit
-    mixtures = mixtures.view(size, -1, rank)
-    patches = torch.einsum("pi,kir,rct->kcpt", moves, mixtures, right)
-    pixels = patches.flatten(2) @ inverse.T[:, : height * width]
-    pixels = pixels.flatten(1)  # (K, C x H x W)
-    alone = separate(pixels.T, size, rounding=rounding) @ pixels
-    alone = alone * alone.sum(1, keepdim=True).sign()
-    return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
-
-
 def normed_input(
     parts: Sequence[Behind],
     scale: torch.Tensor | float = 1.0,
     standards: Sequence[Standard] | None = None,
-    given: Given | None = None,
+    given: Told | None = None,
 ) -> tuple[torch.Tensor, list[Standard]]:
     """The input (K, C, H, W) that parts share, and what their norms standardise.
 
@@ -478,6 +437,7 @@ def normed_input(
         behind.part.norm.guess(filled(behind)) for behind in parts
     ]
     first, rounds = parts[0].part, Rounds(parts[0].part.norm.rounding)
+    told = told_of(parts, given)
     for _ in range(ROUNDS):
         inputs = solve_inputs(
             [
@@ -485,10 +445,9 @@ def normed_input(
                 for (part, above, *_), standard in zip(parts, standards, strict=True)
             ],
             first.entering,
-            None if first.norm.training else given,
+            told,
+            first.norm.rounding,
         )
-        if given and not first.norm.training and scarce(parts, standards):
-            inputs = with_outputs(parts, standards, inputs, given)
         before = standards[0]
         standards = [
             known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs), scale))
@@ -506,93 +465,19 @@ def normed_input(
     return inputs, standards
 
 
-def scarce(parts: Sequence[Behind], standards: Sequence[Standard]) -> bool:
-    """Whether the gradients give less than twice as many equations as there are unknowns."""
-    _, height, width = parts[0].part.entering
-    rows = sum(part.gradient[:, 0].numel() for part, *_ in parts)
-    return rows < 2 * len(parts[0].above) * height * width
+def told_of(parts: Sequence[Behind], given: Told | None) -> list[Told]:
+    """What is known of the outputs of parts, and `given` of their input.
 
-
-@torch.no_grad()
-def with_outputs(
-    parts: Sequence[Behind], standards: Sequence[Standard], inputs: torch.Tensor, given: Given
-) -> torch.Tensor:
-    """Inputs (K, C, H, W) that fit the known outputs of the convolutions besides their gradients.
-
-    By conjugate gradients from the inputs that the gradients gave, for those that are not given.
-    Both kinds of equations count by their mean square.
-
-    Raises ArithmeticError where the equations are fewer than the unknowns.
+    Nothing in train mode, where outputs are known up to their mean and deviation only.
     """
-    rows = sum(part.gradient.numel() for part, *_ in parts)
-    rows += sum(int(active.sum()) for *_, active in parts if active is not None)
-    unknowns = int((~given.where).sum())
-    if rows < unknowns:
-        raise ArithmeticError(
-            f"its weight gradients and outputs give {rows} equations for {unknowns} unknowns"
-        )
-    open_ = (~given.where).to(inputs)
-    kinds: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = []
-    for (part, above, known, active), standard in zip(parts, standards, strict=True):
-        slope = part.norm.slope(above, standard)
-        matrix = input_equations(part.conv, slope, part.entering).flatten(0, 1)
-        size = matrix.norm() / matrix.shape[1] ** 0.5
-        target = by_tap(part.gradient).flatten(0, 1)
-        kinds.append((functools.partial(made_by, matrix / size), target / size))
-        if known is not None and active is not None:
-            bias = double(part.conv, torch.zeros_like(inputs))
-            outputs = known * standard.deviation + part.norm.mean - bias
-            size = part.conv.weight.double().square().sum() / inputs.shape[1]
-            size = size.sqrt()
-            kinds.append(
-                (functools.partial(outputs_of, part.conv, active / size), outputs * active / size)
-            )
-
-    def normal(values: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros_like(values)
-        for make, _ in kinds:
-            total += back_and_forth(make, values)
-        return total * open_
-
-    rest = torch.zeros_like(inputs)
-    for make, target in kinds:
-        rest += back_and_forth(make, inputs, target)
-    rest = rest * open_
-    way, size = rest, rest.square().sum()
-    enough = scaled(1e-9, parts[0].part.norm.rounding) ** 2 * size
-    for _ in range(STEPS):
-        ahead = normal(way)
-        step = size / (way * ahead).sum().clamp_min(torch.finfo(size.dtype).tiny)
-        inputs, rest = inputs + step * way, rest - step * ahead
-        size, last = rest.square().sum(), size
-        if size <= enough:
-            break
-        way = rest + size / last * way
-    return inputs
-
-
-def back_and_forth(
-    make: Callable[[torch.Tensor], torch.Tensor],
-    values: torch.Tensor,
-    target: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The transpose of a linear map, of what it makes of values, or of what is missing there."""
-    with torch.enable_grad():
-        values = values.detach().requires_grad_()
-        made = make(values)
-        seen = made.detach() if target is None else target - made.detach()
-        return torch.autograd.grad(made, values, seen)[0]
-
-
-def made_by(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """A matrix (rows, K x pixels) times inputs (K, C, H, W) as (K x pixels, C)."""
-    return matrix @ inputs.transpose(0, 1).flatten(1).T
-
-
-def outputs_of(conv: nn.Conv2d, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """A convolution's outputs without bias, times a weight for each."""
-    settings: Any = (conv.stride, conv.padding, conv.dilation)
-    return weight * F.conv2d(inputs, conv.weight.detach().double(), None, *settings)
+    if parts[0].part.norm.training:
+        return []
+    told = [
+        Told(part.conv, known * part.norm.deviation + part.norm.mean, active)
+        for part, _, known, active in parts
+        if known is not None and active is not None
+    ]
+    return [*told, given] if given else told
 
 
 def filled(behind: Behind) -> torch.Tensor:
@@ -613,57 +498,33 @@ def known_or(behind: Behind, other: Standard) -> Standard:
 def solve_inputs(
     parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]],
     shape: tuple[int, ...],
-    given: Given | None = None,
+    told: Sequence[Told] = (),
+    rounding: float = FLOAT32,
 ) -> torch.Tensor:
     """The input (K, C, H, W) that layers share: (layer, slope at its output, weight gradient) each.
 
-    given: what is known of it. It is used where the equations are less than twice the unknowns.
+    told: outputs that are known, for what the gradients leave open. The unknowns of each image are
+    weighed by its slopes.
 
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    channels, height, width = shape
-    matrix = torch.cat(
-        [input_equations(conv, slope, shape).flatten(0, 1) for conv, slope, _ in parts]
-    )
-    target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
-    size = matrix.view(len(matrix), -1, height * width).square().mean((0, 2)).sqrt()
-    size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(height * width)
-    matrix = matrix / size
-    solution: torch.Tensor | None
-    if given and len(matrix) < 2 * matrix.shape[1]:
-        values, known = (part.transpose(0, 1).flatten(1).T for part in given)
-        solution = solve_the_rest(matrix, target, values * size[:, None], known)
-    else:
-        solution = solve_least_squares(matrix, target, refine=True)
-    if solution is None:
-        raise ArithmeticError(
-            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
-            "each channel"
-        )
-    solution = solution / size[:, None]
-    return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
-
-
-def solve_the_rest(
-    matrix: torch.Tensor, target: torch.Tensor, values: torch.Tensor, known: torch.Tensor
-) -> torch.Tensor:
-    """`solve_least_squares` (n, c) with some of the solution known, in each column elsewhere.
-
-    Zero for the rest of a column that has more of it than there are equations.
-    """
-    square = matrix.T @ matrix
-    square.diagonal().add_(RIDGE * square.diagonal().max())
-    solution = values * known
-    for column in range(target.shape[1]):
-        unknown = (~known[:, column]).nonzero()[:, 0]
-        factor, failed = torch.linalg.cholesky_ex(square[unknown][:, unknown])
-        if len(unknown) > len(matrix) or failed:
-            continue
-        for _ in range(2):  # the second brings back the digits that normal equations cost
-            missing = target[:, column] - matrix @ solution[:, column]
-            found = torch.cholesky_solve((matrix.T @ missing)[unknown, None], factor)
-            solution[unknown, column] += found[:, 0]
-    return solution
+    equations = [input_equations(conv, slope, shape) for conv, slope, _ in parts]
+    targets = [by_tap(observed).flatten(0, 1) for _, _, observed in parts]
+    first = equations[0]
+    refuse_too_few(equations, sum(one.count for one in equations), shape[0], told)
+    square = total(one.square() for one in equations)
+    size = square.diagonal().view(-1, first.pixels).mean(1).sqrt()
+    size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(first.pixels)[:, None]
+    square = square / size / size.T
+    factor = well_conditioned(square)
+    if factor is None and told:
+        refuse_too_few(equations, rank_of(square), shape[0], told)
+        return first.as_inputs(jointly(equations, targets, told, square, size, rounding))
+    if factor is None:  # what stays open in train mode, batch norm hides: see `normed_input`
+        factor = factor_of(square)
+    if factor is None:
+        raise ArithmeticError("its weight gradients leave its input open")
+    return first.as_inputs(refined(equations, targets, factor, size))
 
 
 def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
