@@ -11,6 +11,8 @@ CONVS = [
     nn.Conv2d(4, 24, 3, padding=1),
     nn.Conv2d(4, 24, 3, stride=2, padding=1),
     nn.Conv2d(4, 40, (3, 4), padding="same", dilation=(1, 2)),
+    nn.Conv2d(4, 24, 3, padding=2, padding_mode="reflect"),  # a tap takes some pixels twice
+    nn.Conv2d(4, 24, 3, stride=2, padding=1, padding_mode="circular"),
 ]
 
 

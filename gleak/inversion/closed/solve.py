@@ -17,7 +17,7 @@ RESTARTS = 3
 CONDITION = 1e-5  # least singular value over the largest, above which equations are squared
 REFINED = 3  # rounds of solving squared equations: each brings back five digits or more
 WEAK = 1e-3  # singular value over the largest, below which known outputs tell more
-SETTLES = 300  # steps of conjugate gradients, after which known outputs leave something open
+SETTLES = 1000  # steps of conjugate gradients, after which known outputs leave something open
 
 
 def rank_cut(rounding: float) -> float:
