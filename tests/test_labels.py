@@ -14,7 +14,7 @@ from torch import nn
 import gleak
 from gleak import training
 from gleak.labels import LastLayer, largest_remainder, posterior, rules, shares
-from gleak.labels.features import image_features
+from gleak.labels.features import features_at_once, image_features
 from gleak.labels.statistics import FEW, Given
 
 ALL = gleak.list_label_methods(aux=True)
@@ -630,3 +630,17 @@ def test_a_last_layer_is_refused_where_it_does_not_fit():
         LastLayer(weight, bias, weight, bias, 0)
     with pytest.raises(gleak.MissingKnowledge, match="give statistics"):
         rules.zlg(LastLayer(weight, bias, weight, bias, 1))
+
+
+def test_features_of_more_images_than_a_dense_system_takes():
+    draws = torch.Generator().manual_seed(0)
+    weight, bias = torch.rand(300, 64, generator=draws) / 4 - 1 / 8, torch.zeros(300)
+    features = (0.5 + 0.3 * torch.randn(24, 64, generator=draws)).relu()
+    labels = torch.randperm(300, generator=draws)[:24].sort().values
+    labels[1] = labels[0]  # two images of one class
+    softmax = (features @ weight.T + bias).softmax(1)
+    wrong = (softmax - torch.eye(300)[labels]) / 24
+    layer = LastLayer(wrong.T @ features, wrong.sum(0), weight, bias, 24)
+    found, _ = features_at_once(layer, torch.bincount(labels, minlength=300))
+    error = torch.cdist(found, features.double()).min(1).values / features.norm(dim=1)
+    assert error.max() < 1e-4

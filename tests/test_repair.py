@@ -130,6 +130,6 @@ def test_no_fit_has_a_type(case):
     wrong = batch.label_counts.roll(1)
     with pytest.raises(NoSoftmaxFits):
         features_at_once(update, wrong, attempts=1)
-    with pytest.raises(gleak.MissingKnowledge, match="16 at most") as refused:
+    with pytest.raises(gleak.MissingKnowledge, match="64 at most") as refused:
         features_at_once(update, 5 * batch.label_counts)
     assert not isinstance(refused.value, NoSoftmaxFits)

@@ -1,17 +1,22 @@
 """The features of every single image, from the gradient of the last layer and the label counts."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import least_squares
+from scipy.sparse.linalg import LinearOperator
 from scipy.special import softmax
 
 from gleak.labels.last_layer import LastLayer
+from gleak.labels.low_rank import first_parts
 from gleak.labels.singles import find_singles
 from gleak.labels.statistics import FEW
 from gleak.labels.tolerance import misfit, rank_cutoff
 from gleak.update import MissingKnowledge, Update
 
-MOST = 16  # images; a system of K^2 unknowns takes too long beyond
+MOST = 64  # images; K^2 unknowns take minutes beyond
+DENSE = 16  # images up to which the slopes of all K^2 unknowns are written down
 
 
 class NoSoftmaxFits(MissingKnowledge):
@@ -95,30 +100,67 @@ def features_at_once(
             f"here {size} images and {classes} classes"
         )
     mean_softmax = bias_gradient + one_hot.mean(0)
-    left, values, right = np.linalg.svd(gradient, full_matrices=False)
+    if min(gradient.shape) > 8 * size:  # of a rank far lower
+        left, values, right = first_parts(gradient, size, careful=True)
+    else:
+        left, values, right = np.linalg.svd(gradient, full_matrices=False)
     if values[size - 1] < rank_cutoff(layer.precision) * values[0]:
         raise MissingKnowledge("the classifier's gradient does not tell the images apart")
     columns, rows = left[:, :size], size * values[:size, None] * right[:size]
+    outputs = rows @ weight.T
+
+    def logits_of(mix: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(mix.T, outputs) + bias
 
     def residual(flat: np.ndarray) -> np.ndarray:
         mix = flat.reshape(size, size)
         guess = one_hot + mix @ columns.T
         try:
-            logits = np.linalg.solve(mix.T, rows @ weight.T) + bias
+            error = softmax(logits_of(mix), axis=1) - guess
         except np.linalg.LinAlgError:
             return np.full(size * classes + classes, 1e3)
-        error = softmax(logits, axis=1) - guess
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
+    def slope(flat: np.ndarray) -> LinearOperator:
+        """Of the residual, K N numbers to K^2, by products of a cost of K^2 N."""
+        mix = flat.reshape(size, size)
+        inverse, scores = np.linalg.inv(mix.T), logits_of(mix)
+        p, scores = softmax(scores, axis=1), scores - bias
+
+        def by_logits(change: np.ndarray) -> np.ndarray:
+            return p * (change - (p * change).sum(1, keepdims=True))
+
+        def ahead(change: np.ndarray) -> np.ndarray:
+            change = change.reshape(size, size)
+            guess = change @ columns.T
+            error = by_logits(-inverse @ (change.T @ scores)) - guess
+            return np.concatenate([error.ravel(), 10 * guess.mean(0)])
+
+        def back(left: np.ndarray) -> np.ndarray:
+            error, of_mean = left[: size * classes].reshape(size, classes), left[size * classes :]
+            change = -scores @ by_logits(error).T @ inverse
+            return (change + (10 / size * of_mean - error) @ columns).ravel()
+
+        shape = (size * classes + classes, size * size)
+        return LinearOperator(shape, matvec=ahead, rmatvec=back, dtype=float)
+
+    how: dict[str, Any] = {"max_nfev": 200}
+    if size > DENSE:
+        within = {"atol": 1e-10, "btol": 1e-10, "maxiter": 500}
+        how = {"max_nfev": 40, "jac": slope, "tr_solver": "lsmr", "tr_options": within}
     draws = np.random.default_rng(0)
-    for attempt in range(attempts or (40 if size <= 8 else 8)):
+    for attempt in range(attempts or (40 if size <= 8 else 8 if size <= DENSE else 2)):
         spread = 0.5 + 3 * draws.random() if attempt else 0.0
         guess = mean_softmax.clip(1e-6) * np.exp(spread * draws.normal(size=one_hot.shape))
         # images of one class must start apart
         guess = guess * np.exp(1e-3 * draws.normal(size=one_hot.shape))
         guess = guess / guess.sum(1, keepdims=True) if start is None else start
         found = least_squares(
-            residual, ((guess - one_hot) @ columns).ravel(), max_nfev=200, xtol=1e-15, ftol=1e-15
+            residual,
+            ((guess - one_hot) @ columns).ravel(),
+            xtol=1e-15,
+            ftol=1e-15,
+            **how,
         )
         if found.cost < misfit(layer.precision) ** 2:
             mix = found.x.reshape(size, size)

@@ -6,7 +6,9 @@ from scipy import linalg
 MORE = 10  # random directions beyond those that are asked for
 
 
-def first_parts(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def first_parts(
+    matrix: np.ndarray, count: int, careful: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (m, count), S (count,) and V^T (count, n) of a matrix (m, n) of floats.
 
     Random directions, twice sent through the matrix and back, span what is largest of it (Halko,
@@ -18,20 +20,24 @@ def first_parts(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray,
     True
     """
     if len(matrix) < matrix.shape[1]:
-        right, values, left = (part.T for part in tall(matrix.T, count))
+        right, values, left = (part.T for part in tall(matrix.T, count, careful))
     else:
-        left, values, right = tall(matrix, count)
+        left, values, right = tall(matrix, count, careful)
     # a vector and its opposite serve as well: the largest entry of each left one is positive
     signs = np.sign(left[np.abs(left).argmax(0), np.arange(count)])
     return left * signs, values, right * signs[:, None]
 
 
-def tall(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tall(
+    matrix: np.ndarray, count: int, careful: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same for m >= n, but for the signs of the vectors."""
     random = np.random.RandomState(0)  # noqa: NPY002, as in scikit-learn
     basis = random.normal(size=(matrix.shape[1], count + MORE)).astype(matrix.dtype, copy=False)
     for _ in range(2):
         basis = matrix.T @ (matrix @ basis)
+        if careful:
+            basis, _ = linalg.qr(basis, mode="economic", check_finite=False)
     basis, _ = linalg.qr(matrix @ basis, mode="economic", check_finite=False)
     small, values, right = linalg.svd(basis.T @ matrix, full_matrices=False)
     return (basis @ small)[:, :count], values[:count], right[:count]

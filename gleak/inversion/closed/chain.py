@@ -10,26 +10,44 @@ recognised by its graph, and becomes one layer.
 import copy
 import inspect
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.modules import padding
 
 from gleak.inversion.closed.graph import Traced, function_of, traced
 from gleak.network import is_dropout
 from gleak.update import MissingKnowledge
 
+PADS = (
+    padding._ConstantPadNd,
+    padding._ReflectionPadNd,
+    padding._ReplicationPadNd,
+    padding._CircularPadNd,
+)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 NORMED = [nn.Conv2d, nn.BatchNorm2d]
 POINTWISE: dict[str, type[nn.Module]] = {  # functions by name, with the arguments of their layers
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "hardsigmoid": nn.Hardsigmoid,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
     "softplus": nn.Softplus,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
+
+
+Normed = tuple[nn.Conv2d, nn.BatchNorm2d]  # a convolution and the batch norm behind it
 
 
 class Reshape(nn.Module):
@@ -44,31 +62,71 @@ class Reshape(nn.Module):
         return values.reshape(len(values), *self.shape)
 
 
-class BasicBlock(nn.Module):
-    """The residual block of ResNet-18 and ResNet-34 (He et al. 2016), however it was written.
+class Pad(nn.Module):
+    """A border around each image.
 
-    relu(norm2(conv2(relu(norm1(conv1(x))))) + x), or with short_norm(short(x)) in place of x.
+    sides: how many pixels in front of and behind each dimension, the last dimension first.
+    mode: where the border's values come from, as of `F.pad`: "constant", "reflect", "replicate" or
+    "circular". value: of a constant border.
     """
 
-    def __init__(
-        self,
-        conv1: nn.Conv2d,
-        norm1: nn.BatchNorm2d,
-        conv2: nn.Conv2d,
-        norm2: nn.BatchNorm2d,
-        short: nn.Conv2d | None = None,
-        short_norm: nn.BatchNorm2d | None = None,
-    ) -> None:
+    def __init__(self, sides: Sequence[int], mode: str = "constant", value: float = 0.0) -> None:
         super().__init__()
-        self.conv1, self.norm1, self.conv2, self.norm2 = conv1, norm1, conv2, norm2
-        self.short, self.short_norm = short, short_norm
+        self.sides, self.mode, self.value = tuple(sides), mode, value
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) with the border."""
+        value = self.value if self.mode == "constant" else None
+        return F.pad(values, self.sides, self.mode, value)
+
+
+class ResidualBlock(nn.Module):
+    """A residual block as He et al. (2016) have it, however it was written.
+
+    Convolutions, each with batch norm behind it and ReLU between them; the sum with what entered,
+    or with a convolution and batch norm of that; and a ReLU. Two convolutions make the block of
+    ResNet-18 and ResNet-34, three the bottleneck of ResNet-50 and larger ones.
+    """
+
+    def __init__(self, branch: Sequence[Normed], short: Normed | None = None) -> None:
+        super().__init__()
+        self.branch, self.short = tuple(branch), short
+        every = [*branch, *([short] if short else [])]
+        self.held = nn.ModuleList([layer for pair in every for layer in pair])
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(K, C, H, W) to (K, C', H', W')."""
-        branch = self.norm2(self.conv2(self.norm1(self.conv1(values)).relu()))
-        if self.short is not None and self.short_norm is not None:
-            values = self.short_norm(self.short(values))
+        branch = values
+        for i, (conv, norm) in enumerate(self.branch):
+            branch = norm(conv(branch.relu() if i else branch))
+        if self.short:
+            conv, norm = self.short
+            values = norm(conv(values))
         return (branch + values).relu()
+
+
+class NormedConv(nn.Module):
+    """A convolution, batch norm in train mode and ReLU: they are solved as one."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) to (K, C', H', W')."""
+        return self.norm(self.conv(values)).relu()
+
+
+class NormBehind(nn.Module):
+    """A convolution, ReLU and batch norm in train mode behind it: they are solved as one."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(K, C, H, W) to (K, C', H', W')."""
+        return self.norm(self.conv(values).relu())
 
 
 class Unknown(nn.Module):
@@ -126,8 +184,8 @@ class Chain:
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """The chain of a model that takes images of this shape (C, H, W).
 
-    Raises MissingKnowledge for a network that cannot be traced, for one that does not end in a
-    linear layer, and for one that branches into anything but residual blocks of two convolutions.
+    Raises MissingKnowledge for a network that cannot be traced, and for one that does not end in a
+    linear layer. What branches otherwise than as a residual block is one step, not understood.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     >>> [step.kind for step in trace(net, (1, 4, 4)).steps]
@@ -143,38 +201,67 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
             "peeling needs a network that ends in a linear layer; this one ends in "
             + (steps[-1].kind if steps else "nothing")
         )
-    return Chain(net.model, net.graph, tuple(steps))
+    return Chain(net.model, net.graph, tuple(with_norms(steps)))
+
+
+def with_norms(steps: list[Step]) -> list[Step]:
+    """The steps, those with batch norm in train mode together with the layers that it needs."""
+    found: list[Step] = []
+    for step in steps:
+        found.append(step)
+        conv, *rest = [last.layer for last in found[-3:]]
+        whole: nn.Module | None = None
+        if len(rest) < 2 or not plain_conv(conv):
+            continue
+        if norm_of_batch(rest[0]) and isinstance(rest[1], nn.ReLU):
+            whole = NormedConv(conv, rest[0])
+        elif isinstance(rest[0], nn.ReLU) and norm_of_batch(rest[1]):
+            whole = NormBehind(conv, rest[1])
+        if whole:
+            kind = ", ".join(last.kind for last in found[-3:])
+            found[-3:] = [replace(step, layer=whole, kind=kind, entering=found[-3].entering)]
+    return found
+
+
+def norm_of_batch(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether the layer is a batch norm in train mode, with parameters."""
+    return isinstance(layer, nn.BatchNorm2d) and layer.training and has_all(layer)
+
+
+def has_all(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm has parameters and running statistics."""
+    return norm.affine and norm.running_mean is not None
+
+
+def plain_conv(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether the layer is a convolution in one group, padded with zeros."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 def branched(net: Traced, part: list[fx.Node], rest: list[list[fx.Node]]) -> Step:
     """The step of a part that branches, together with the ReLU that follows in a residual block.
 
-    Takes that ReLU off the `rest` of the parts. A module without layers that branches is a layer
-    itself, one that is not understood. Raises MissingKnowledge for all else that branches.
+    Takes that ReLU off the `rest` of the parts.
     """
     entering, leaving = net.shapes[part[0]][1:], net.shapes[part[-1]][1:]
-    block = basic_block(net, part)
+    block = residual_block(net, part)
     if block and rest and len(rest[0]) == 2:
         after = single(net, *rest[0])
         if isinstance(after.layer, nn.ReLU):
             rest.pop(0)
-            return Step(block, "BasicBlock", entering, leaving, after.node)
+            kind = "BasicBlock" if len(block.branch) == 2 else "Bottleneck"
+            return Step(block, kind, entering, leaving, after.node)
     module = net.innermost(part[1:])
-    kind = type(module).__name__
-    if any(True for _ in module.children()):
-        raise MissingKnowledge(
-            "peeling needs a chain of layers and residual blocks of two convolutions; got a "
-            f"{kind}, which branches"
-        )
-    return Step(Unknown(), kind, entering, leaving, part[-1])
+    unknown = "it branches" if any(True for _ in module.children()) else ""
+    return Step(Unknown(), type(module).__name__, entering, leaving, part[-1], unknown)
 
 
-def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
+def residual_block(net: Traced, part: list[fx.Node]) -> ResidualBlock | None:
     """The residual block that is this part up to its sum, or None."""
     start, total = part[0], part[-1]
     if function_of(total) != "add" or len(total.args) != 2 or total.kwargs:
         return None
-    branches: list[list[Step]] = []
+    branches: list[list[nn.Module]] = []
     for end in total.args:
         branches.append([])
         node = end if isinstance(end, fx.Node) else total
@@ -182,25 +269,22 @@ def basic_block(net: Traced, part: list[fx.Node]) -> BasicBlock | None:
             sources = net.sources(node)
             if len(sources) != 1:  # as of the sum itself
                 return None
-            branches[-1].insert(0, single(net, sources[0], node))
+            layer = single(net, sources[0], node).layer
+            if not isinstance(layer, nn.Identity):
+                branches[-1].insert(0, layer)
             node = sources[0]
     short, long = sorted(branches, key=len)
-    if [type(step.layer) for step in long] != [*NORMED, nn.ReLU, *NORMED]:
+    number = (len(long) + 1) // 3
+    if number < 2 or [type(layer) for layer in long] != [*NORMED, nn.ReLU] * (number - 1) + NORMED:
         return None
-    if short and [type(step.layer) for step in short] != NORMED:
+    if short and [type(layer) for layer in short] != NORMED:
         return None
-    layers = [step.layer for step in (*long, *short)]
-    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-    if (
-        [conv.kernel_size for conv in convs] == [(3, 3), (3, 3), (1, 1)][: len(convs)]
-        and all(conv.groups == 1 and conv.padding_mode == "zeros" for conv in convs)
-        and all(norm.affine and norm.running_mean is not None for norm in norms)
-        and long[3].entering == long[3].leaving
-    ):
-        shorts = (convs[2], norms[2]) if short else (None, None)
-        return BasicBlock(convs[0], norms[0], convs[1], norms[1], *shorts)
-    return None
+    convs = [layer for layer in (*long, *short) if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in (*long, *short) if isinstance(layer, nn.BatchNorm2d)]
+    if not all(map(plain_conv, convs)) or not all(map(has_all, norms)):
+        return None
+    pairs = list(zip(convs, norms, strict=True))
+    return ResidualBlock(pairs[:number], *pairs[number:])
 
 
 def single(net: Traced, before: fx.Node, node: fx.Node) -> Step:
@@ -230,15 +314,19 @@ def module_layer(
         )
     if unknown:
         return None, kind, f"it cannot be traced: {unknown}"
-    if is_dropout(module):
-        if net.model.training or module.training:
-            return None, kind, "what the client's dropout kept is not known"
+    if is_dropout(module) and not (net.model.training or module.training):
         return nn.Identity(), kind, ""
+    if is_dropout(module) and not isinstance(module, DROPOUTS):
+        return None, kind, "what the client's dropout kept is not known"
     layer: nn.Module | None = module
-    if getattr(module, "inplace", False):
+    if is_dropout(module):
+        layer = nn.Dropout(float(getattr(module, "p")))  # noqa: B009
+    elif getattr(module, "inplace", False):
         layer = out_of_place(module)
     elif isinstance(module, nn.Flatten):
         layer = reshaped(entering, leaving)
+    elif isinstance(module, PADS):
+        layer = padded(module)
     elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
         layer = nn.Identity()
     elif isinstance(module, nn.AdaptiveAvgPool2d):
@@ -258,6 +346,12 @@ def function_layer(
     arguments = args[1:]
     if name in POINTWISE:
         return out_of_place(POINTWISE[name](*arguments, **kwargs))
+    if name in ("clamp", "clamp_min", "clip"):
+        low = arguments[0] if arguments else kwargs.get("min")
+        high = arguments[1] if len(arguments) > 1 else kwargs.get("max")
+        if low == 0 and high is None:
+            return nn.ReLU()
+        return None if low is None or high is None else nn.Hardtanh(low, high)
     if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze"):
         return reshaped(entering, leaving)
     if name == "contiguous":
@@ -265,9 +359,14 @@ def function_layer(
     if name == "dropout":
         bound = inspect.signature(F.dropout).bind(*args, **kwargs)
         bound.apply_defaults()
-        return None if bound.arguments["training"] else nn.Identity()
+        p = bound.arguments["p"]
+        return nn.Dropout(p) if bound.arguments["training"] else nn.Identity()
+    if name == "pad":
+        return Pad(*arguments, **kwargs)
     if name == "adaptive_avg_pool2d":
-        return averaged(entering, leaving, entering[1:], 0)
+        size = arguments[0] if arguments else kwargs["output_size"]
+        whole = averaged(entering, leaving, entering[1:], 0)
+        return nn.Identity() if entering == leaving else whole or nn.AdaptiveAvgPool2d(size)
     if name == "avg_pool2d":
         size = arguments[0] if arguments else kwargs["kernel_size"]
         padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
@@ -276,6 +375,14 @@ def function_layer(
         bound = inspect.signature(nn.MaxPool2d).bind(*arguments, **kwargs)
         return nn.MaxPool2d(*bound.args, **bound.kwargs)
     return None
+
+
+def padded(module: nn.Module) -> Pad:
+    """A module of torch's that pads, as `Pad`."""
+    name = type(module).__name__
+    modes = ("reflect", "replicate", "circular")
+    mode = next((mode for mode in modes if name.lower().startswith(mode)), "constant")
+    return Pad(getattr(module, "padding"), mode, getattr(module, "value", 0.0))  # noqa: B009
 
 
 def out_of_place(layer: nn.Module) -> nn.Module:

@@ -84,7 +84,8 @@ def held_input(
     """
     size = slope.flatten(1).norm(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
     pixels = present[0, 0].numel()
-    matrix = input_equations(conv, slope / size.view(-1, 1, 1, 1), present.shape[1:])
+    equations = input_equations(conv, slope / size.view(-1, 1, 1, 1), present.shape[1:])
+    matrix = equations.dense().unflatten(0, (len(observed), -1))
     target = by_tap(observed)
     scaled = size.repeat_interleave(pixels)[:, None]
     start = present.flatten(2).transpose(1, 2).flatten(0, 1) * scaled

@@ -1,5 +1,6 @@
 """What is known on the way down a network: the gradient sent, and a place between two layers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,12 @@ class Place:
     unmasked: in front of a ReLU, the slope if all its units were active; otherwise None.
     onwards: the layers from here to that ReLU, where it is not the next one.
     deviation: (K, ...) standard error of the values, where least squares tell it; otherwise None.
+    other: in front of a layer that is not monotone, a second pair of values and slope (K, ...), one
+    of which each unit has; the values above are the likelier ones. Otherwise None.
+    as_run: what the layer behind this place did to this batch, where that is more than the layer
+    tells: dropout with what it kept. Otherwise None.
+    again: makes this place anew once it is known by how much the values are too large, where batch
+    norm in train mode hides that; otherwise None.
     passed: in front of a residual block, what more of the slope went past it. In train mode batch
     norm hides the scale of the values, the inverse of which `slope` has and this has not.
     """
@@ -52,6 +59,9 @@ class Place:
     onwards: tuple[nn.Module, ...] = ()
     passed: torch.Tensor | float = 0.0
     deviation: torch.Tensor | None = None
+    other: tuple[torch.Tensor, torch.Tensor] | None = None
+    as_run: nn.Module | None = None
+    again: "Callable[[torch.Tensor | float], Place] | None" = None
 
     @property
     def whole_slope(self) -> torch.Tensor:

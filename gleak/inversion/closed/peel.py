@@ -14,6 +14,7 @@ A trained network may not let one find the softmax; a hidden linear layer is ano
 their own, `residual`. What is known of each kind of layer is in `layers`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,13 +22,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gleak.inversion.closed.chain import BasicBlock, Chain, Step, trace
+from gleak.inversion.closed.branches import settle_branches
+from gleak.inversion.closed.chain import (
+    Chain,
+    NormBehind,
+    NormedConv,
+    ResidualBlock,
+    Step,
+    trace,
+)
+from gleak.inversion.closed.groups import in_groups
 from gleak.inversion.closed.held import held_through
 from gleak.inversion.closed.known import Place, Sent
-from gleak.inversion.closed.layers import find_row, row_of
+from gleak.inversion.closed.layers import Kept, find_row, row_of
 from gleak.inversion.closed.pooling import behind, bounds, find_places
 from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
-from gleak.inversion.closed.solve import solve_input
+from gleak.inversion.closed.solve import Solved, solve_input
 from gleak.inversion.closed.start import hidden_start
 from gleak.labels.features import image_features
 from gleak.labels.tolerance import FLOAT32
@@ -193,9 +203,14 @@ def descend(front: Front) -> Peeled:
                 place = held_through(step.layer, place, sent, guess)
             else:
                 place = through(step, place, sent, front.allowed, front.careful)
+            if place.as_run:
+                steps = (*steps[:index], replace(step, layer=place.as_run), *steps[index + 1 :])
+                front = replace(front, chain=replace(chain, steps=steps))
             beneath = find_row(steps[index - 1].layer) if index else None
             if beneath and beneath.told:
                 place = beneath.told(steps[index - 1].layer, place, sent)
+            if place.again:
+                raise ArithmeticError("batch norm in train mode hides the scale of its input")
             if place.values is None or place.known is not None:
                 continue
             agrees = row_of(step.layer).agrees or tolerance
@@ -204,7 +219,8 @@ def descend(front: Front) -> Peeled:
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
-        front = replace(front, depth=index, place=place)
+        if not chain.has_before(index, nn.Dropout):  # the trunk does not know what that kept
+            front = replace(front, depth=index, place=place)
     return peeled_at(front, ended)
 
 
@@ -219,7 +235,8 @@ def start_of(
 
     Raises MissingKnowledge as `image_features`.
     """
-    normed = any(isinstance(step.layer, nn.BatchNorm2d) for step in chain.steps)
+    norms = (nn.BatchNorm2d, NormedConv, NormBehind)
+    normed = any(isinstance(step.layer, norms) for step in chain.steps)
     exact = update.precision <= FLOAT32  # SPEAR's zeros drown in noise
     if normed and exact:
         try:
@@ -257,8 +274,8 @@ def peeled_at(front: Front, ended: str) -> Peeled:
         is_image=depth == 0,
         is_features=depth == len(steps) - 1,
         parameters=tuple(name for name, _ in trunk.named_parameters()),
-        rough=chain.has_before(depth, nn.ReLU, nn.MaxPool2d),
-        deep=chain.has_before(depth, BasicBlock),
+        rough=chain.has_before(depth, nn.ReLU, nn.Hardtanh, nn.MaxPool2d, NormedConv, NormBehind),
+        deep=chain.has_before(depth, ResidualBlock),
         sharp=front.place.deviation is not None and depth < start,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,
@@ -288,8 +305,11 @@ def through(
         return Place(row.slope(step.layer, place.whole_slope, nothing, None), None)
     if place.values is None:
         raise ArithmeticError("its output is hidden behind a pooling")
-    if place.deviation is not None and row.least is not None:
-        values = put_on_bound(place.values, place.deviation, row.least, sent.rounding)
+    if place.deviation is not None and row.bounds:
+        least, most = row.bounds(step.layer).outputs
+        values = put_on_bound(place.values, place.deviation, least, sent.rounding)
+        if math.isfinite(most):
+            values = -put_on_bound(-values, place.deviation, -most, sent.rounding)
         place = replace(place, values=values)
     assert place.values is not None
     values, known = row.inverse(step.layer, place.values, step.entering, sent.rounding)
@@ -300,33 +320,93 @@ def through(
     slope = row.slope(step.layer, place.whole_slope, values, place.values)
     unmasked: torch.Tensor | None = None
     onwards: tuple[nn.Module, ...] = ()
-    if known is not None:
-        unmasked = place.whole_slope
-    elif place.unmasked is not None and values.shape == place.values.shape:
+    as_run: nn.Module | None = None
+    if row.bounds:
+        bounds = row.bounds(step.layer)
+        unmasked, onwards = place.whole_slope * bounds.gain, bounds.onwards()
+    elif place.unmasked is not None and known is None and values.shape == place.values.shape:
         unmasked = row.slope(step.layer, place.unmasked, values, place.values)
         onwards = (step.layer, *place.onwards)
+    other: tuple[torch.Tensor, torch.Tensor] | None = None
+    if row.other:
+        second = row.other(step.layer, place.values)
+        other = second, row.slope(step.layer, place.whole_slope, second, place.values)
+    elif place.other is not None and known is None:
+        second, _ = row.inverse(step.layer, place.other[0], step.entering, sent.rounding)
+        other = second, row.slope(step.layer, place.other[1], second, place.other[0])
+    if isinstance(step.layer, nn.Dropout):
+        assert known is not None
+        as_run = Kept(known / (1 - step.layer.p))
     if place.known is not None:
         before = place.known.reshape(values.shape)
         known = before if known is None else before & known
-    return Place(slope, values, known, unmasked, onwards, deviation=deviation)
+    return Place(
+        slope,
+        values,
+        known,
+        unmasked,
+        onwards,
+        deviation=deviation,
+        other=other,
+        as_run=as_run,
+    )
 
 
 def through_linear(
     step: Step, place: Place, sent: Sent, misfit_allowed: float, careful: bool = False
 ) -> Place:
-    """`through` for a layer whose weight gradient is linear in its input."""
+    """`through` for a layer whose weight gradient is linear in its input.
+
+    A convolution in groups is as many convolutions, each of its own channels.
+    """
     layer, slope = step.layer, place.whole_slope
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if slope.ndim != (2 if isinstance(layer, nn.Linear) else 4):
         raise ArithmeticError("it is applied at several places of its input")
     observed = sent.of(layer.weight)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    shape = (step.entering[0] // groups, *step.entering[1:])
+    solved = [
+        solve_part(*part, shape, sent.rounding, misfit_allowed, careful)
+        for part in in_groups(layer, place, observed)
+    ]
+    inputs = torch.cat([found.inputs for _, found in solved], dim=1)
+    slope = torch.cat([slope for slope, _ in solved], dim=1)
+    misfit = max(found.misfit for _, found in solved)
+    if misfit > misfit_allowed:
+        raise ArithmeticError(f"the input that was found misses its gradient by {misfit:.1%}")
+    deviations = [found.deviation for _, found in solved if found.deviation is not None]
+    deviation = torch.cat(deviations, dim=1) if careful and len(deviations) == groups else None
+    slope = row_of(layer).slope(layer, slope, inputs, None)
+    return Place(slope, inputs, deviation=deviation)
+
+
+def solve_part(
+    layer: nn.Conv2d | nn.Linear,
+    place: Place,
+    observed: torch.Tensor,
+    shape: tuple[int, ...],
+    rounding: float,
+    misfit_allowed: float,
+    careful: bool,
+) -> tuple[torch.Tensor, Solved]:
+    """The slope at a layer's output, with units settled that were not sure, and its input."""
+    slope, known = place.whole_slope, place.known
     outputs = slope if place.values is None else place.values
-    known = place.known
     if known is None:
         known = torch.full_like(outputs, place.values is not None, dtype=torch.bool)
-    solved = solve_input(
-        layer, slope, observed, outputs, known, step.entering, sent.rounding, careful
-    )
+    if place.other is not None:
+        return settle_branches(
+            layer,
+            (outputs, slope),
+            place.other,
+            known,
+            observed,
+            shape,
+            rounding,
+            careful,
+        )
+    solved = solve_input(layer, slope, observed, outputs, known, shape, rounding, careful)
     if place.unmasked is not None and solved.misfit <= HOPELESS * misfit_allowed:
         slope, solved = settle_units(
             layer,
@@ -334,15 +414,11 @@ def through_linear(
             known,
             observed,
             solved,
-            sent.rounding,
+            rounding,
             place.onwards,
             careful,
         )
-    inputs, misfit, deviation = solved
-    if misfit > misfit_allowed:
-        raise ArithmeticError(f"the input that was found misses its gradient by {misfit:.1%}")
-    slope = row_of(layer).slope(layer, slope, inputs, None)
-    return Place(slope, inputs, deviation=deviation if careful else None)
+    return slope, solved
 
 
 @torch.no_grad()

@@ -96,6 +96,8 @@ def behind(steps: Sequence[Step], index: int) -> tuple[int, list[Step], torch.Te
     for at in range(index - 1, -1, -1):
         layer = steps[at].layer
         if isinstance(layer, nn.Conv2d):
+            if layer.groups != 1 or layer.padding_mode != "zeros":
+                break
             return at, between, turns
         if isinstance(layer, nn.BatchNorm2d) and not layer.training:
             if layer.weight is not None:
@@ -103,7 +105,9 @@ def behind(steps: Sequence[Step], index: int) -> tuple[int, list[Step], torch.Te
         elif not isinstance(layer, (*RISING, nn.Identity)):
             break
         between.append(replace(steps[at], entering=pool.leaving, leaving=pool.leaving))
-    raise ArithmeticError("its places are found only behind a convolution and layers that rise")
+    raise ArithmeticError(
+        "its places are found only behind a plain convolution and layers that rise"
+    )
 
 
 def bounds(steps: Sequence[Step], index: int) -> tuple[torch.Tensor, torch.Tensor]:

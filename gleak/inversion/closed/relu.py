@@ -17,12 +17,13 @@ from scipy.optimize import minimize
 from torch import nn
 
 from gleak.inversion.closed.solve import (
+    Equations,
     Solved,
+    by_output,
     by_tap,
     double,
-    input_equations,
-    rank_cut,
     solve_input,
+    span_of,
     taps,
 )
 from gleak.labels.tolerance import FLOAT32, scaled
@@ -125,9 +126,7 @@ def active_shares(
         return share
 
     # the part of the gradient that no inputs explain, in units of its size
-    matrix = input_equations(layer, slope * share, inputs.shape[1:])
-    span, values, _ = torch.linalg.svd(matrix.flatten(0, 1), full_matrices=False)
-    span = span[:, values > rank_cut(rounding) * values[0]]
+    span = span_of(Equations(layer, slope * share, inputs.shape[1:]), rounding)
     missing = by_tap(observed).flatten(0, 1)
     missing = missing - span @ (span.T @ missing)
     unit = missing.norm()
@@ -161,8 +160,3 @@ def active_shares(
     )
     shares[asked] = now + torch.from_numpy(found.x).to(now) * unit / scale
     return shares.unflatten(1, (len(share), -1)).transpose(0, 1).reshape(share.shape)
-
-
-def by_output(values: torch.Tensor) -> torch.Tensor:
-    """Values (K, out, ...) as (out, K x places)."""
-    return values.reshape(*values.shape[:2], -1).transpose(0, 1).flatten(1)

@@ -2,14 +2,12 @@
 
 Global average pooling hides where in the image a feature was. Three facts bring that back.
 
-The last convolution. Its weight gradient is S^T A, with the slopes S at its output and the patches
-A of its input, one row for each image and position. The rows of A span the row space of the
-gradient. Being patches of one image, with zeros around it, they overlap: inputs whose patches all
-lie in that space form a space of dimension K, the mixtures of the K images. Behind ReLU half of an
-input is zero, which tells the images from their mixtures (as in SPEAR, Dimitrov et al. 2024).
+The last convolution. Its weight gradient alone gives its input, as patches of one image overlap:
+see `patches`.
 
 The mask. The slope at the block's output is known but for the ReLU's mask: pooling spreads it
-evenly. With A known, least squares gives S, and S gives the mask.
+evenly. The gradient is linear in the slope at the convolution's output, given its input, and least
+squares gives that slope, which has the mask.
 
 The layers before. With the slope at a convolution's output known, its weight gradient is linear in
 its input. In train mode, batch norm subtracts from the slope what only the forward pass knows; but
@@ -20,28 +18,41 @@ the batch norm before gives that, too.
 Where a layer has fewer weights than the batch has values, it ends.
 """
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from gleak.inversion.closed.chain import BasicBlock
+from gleak.inversion.closed.chain import NormBehind, NormedConv, ResidualBlock
 from gleak.inversion.closed.known import Place, Sent
+from gleak.inversion.closed.patches import unmix
+from gleak.inversion.closed.positions import MOST, arranged, zeros_and_ones
+from gleak.inversion.closed.relu import SURE
 from gleak.inversion.closed.solve import (
+    Told,
     by_tap,
     double,
+    factor_of,
     input_equations,
+    jointly,
     pull_back,
-    separate,
-    solve_least_squares,
-    taken_pixels,
+    rank_of,
+    refined,
+    refuse_too_few,
     taps,
+    total,
+    well_conditioned,
 )
-from gleak.labels.tolerance import scaled
+from gleak.labels.tolerance import FLOAT32, scaled
 
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
-LARGEST = 8000  # unknowns of the eigenvalue problem in `unmix`: beyond, it takes minutes
+SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
+SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -67,13 +78,16 @@ class Norm:
         self.deviation = (layer.running_var.double()[:, None, None] + self.eps).sqrt()
         self.weight_gradient, self.bias_gradient = sent.of(layer.weight), sent.of(layer.bias)
 
-    def standardise(self, values: torch.Tensor) -> Standard:
-        """Of values (K, C, H, W): by the running statistics, or their own in train mode."""
+    def standardise(self, values: torch.Tensor, scale: torch.Tensor | float = 1.0) -> Standard:
+        """Of values (K, C, H, W): by the running statistics, or their own in train mode.
+
+        scale: by how much the values are too large, which the norm's epsilon would tell.
+        """
         mean, deviation = self.mean, self.deviation
         if self.training:
             mean = values.mean((0, 2, 3))[:, None, None]
             variance = values.var((0, 2, 3), unbiased=False)[:, None, None]
-            deviation = (variance + self.eps).sqrt()
+            deviation = (variance + self.eps * scale**2).sqrt()
         return Standard((values - mean) / deviation, deviation)
 
     def guess(self, values: torch.Tensor) -> Standard:
@@ -96,29 +110,73 @@ class Norm:
         """The slope at the layer's input from the one at its output."""
         return (above - self.absorbed(standard.values)) * self.weight / standard.deviation
 
-    def settled(self, before: Standard, after: Standard) -> bool:
-        """Whether the rounds between slope and input are over: in eval mode there is only one."""
+    def again(self) -> int:
+        """How often an input is found again once its scale is known; each gains four digits."""
         if not self.training:
-            return True
-        change = (after.values - before.values).norm()
-        return bool(change < scaled(1e-7, self.rounding) * after.values.norm())
+            return 0
+        return 2 if self.rounding < FLOAT32 else 1
+
+    def change(self, before: Standard, after: Standard) -> float:
+        """Of standardised values in a round, relative; none in eval mode."""
+        if not self.training:
+            return 0.0
+        return ((after.values - before.values).norm() / after.values.norm()).item()
+
+
+class Rounds:
+    """Whether rounds between slope and input go on: while they bring the two nearer."""
+
+    def __init__(self, rounding: float) -> None:
+        self.enough, self.last = scaled(1e-7, rounding), math.inf
+
+    def over(self, change: float) -> bool:
+        """Whether a round that changed this much, relative, was the last."""
+        slow = change < SMALL and change > 0.5 * self.last
+        self.last = change
+        return change < self.enough or slow
+
+
+class Part:
+    """A convolution and the batch norm behind it, with their gradients.
+
+    entering: shape of one input.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d, sent: Sent, entering: tuple[int, ...]
+    ) -> None:
+        self.conv, self.gradient, self.norm = conv, sent.of(conv.weight), Norm(norm, sent)
+        self.entering = entering
+
+
+class Behind(NamedTuple):
+    """What is known behind a part: the slope there (K, M, H, W), and standardised values.
+
+    known: (K, M, H, W), where `active`; None for nothing.
+    """
+
+    part: Part
+    above: torch.Tensor
+    known: torch.Tensor | None = None
+    active: torch.Tensor | None = None
 
 
 class Block:
-    """One residual block, its convolutions and norms with their gradients."""
+    """One residual block: the parts of its branch, and of its shortcut, if it has any."""
 
-    def __init__(self, block: BasicBlock, sent: Sent) -> None:
-        self.conv1, self.conv2 = block.conv1, block.conv2
-        self.gradient1, self.gradient2 = sent.of(block.conv1.weight), sent.of(block.conv2.weight)
-        self.norm1, self.norm2 = Norm(block.norm1, sent), Norm(block.norm2, sent)
-        self.short: tuple[nn.Conv2d, torch.Tensor, Norm] | None = None
-        if block.short is not None and block.short_norm is not None:
-            gradient = sent.of(block.short.weight)
-            self.short = block.short, gradient, Norm(block.short_norm, sent)
+    def __init__(self, block: ResidualBlock, sent: Sent, shape: tuple[int, ...]) -> None:
+        self.parts, entering = [], shape
+        for conv, norm in block.branch:
+            self.parts.append(Part(conv, norm, sent, entering))
+            with torch.no_grad():
+                entering = tuple(conv(conv.weight.new_zeros(1, *entering)).shape[1:])
+        self.short: Part | None = None
+        if block.short:
+            self.short = Part(*block.short, sent, shape)
 
 
 def through_block(
-    layer: BasicBlock, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+    layer: ResidualBlock, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
 ) -> Place:
     """What is known in front of a block (values, slope and what went past), from behind it.
 
@@ -127,26 +185,169 @@ def through_block(
 
     Raises ArithmeticError where that cannot be told.
     """
-    block = Block(layer, sent)
+    block = Block(layer, sent, shapes[0])
     above, after = place.slope, place.values
     if after is None:
-        above = last_slope(block, shapes[1], place.slope, sent.rounding)
-    inside, slope_inside, branch = inner_input(block, above)
-    slope1 = pull_back(block.conv2, slope_inside, inside)
-    active, scale = settle(inside, slope1, 0.0, block.norm1)
-    inside, slope1 = inside / scale, slope1 * scale * active
-    return block_input(block, slope1, inside, active, above, after, branch, shapes[0])
+        tell = last_slope if block.parts[-1].conv.kernel_size != (1, 1) else last_slope_by_columns
+        above = tell(block, shapes[1], place.slope, sent.rounding)
+    behind, branch = Behind(block.parts[-1], above), None
+    for before in block.parts[-2::-1]:
+        norm = behind.part.norm
+        inputs, standards = normed_input([behind])
+        slope = slope_before([behind], standards, inputs)
+        active, scale = settle(inputs, slope, 0.0, before.norm)
+        for _ in range(norm.again()):
+            inputs, standards = normed_input([behind], scale, standards)
+            slope = slope_before([behind], standards, inputs)
+            active, scale = settle(inputs, slope, 0.0, before.norm)
+        if branch is None:
+            branch = norm.weight * standards[0].values + norm.bias
+        known = before.norm.inverse(inputs / scale)
+        behind = Behind(before, slope * scale * active, known, active)
+    parts = [behind]
+    if block.short and after is not None and branch is not None:
+        known = block.short.norm.inverse(after - branch)
+        parts.append(Behind(block.short, above, known, above != 0))
+    elif block.short:
+        parts.append(Behind(block.short, above))
+    given: Told | None = None
+    if not block.short and after is not None and branch is not None:
+        given = Told(identity(after), after - branch, above != 0)
+    return in_front_of(parts, 0.0 if block.short else above, given)
 
 
-def tell_output(layer: BasicBlock, place: Place, sent: Sent) -> Place:
+def identity(values: torch.Tensor) -> nn.Conv2d:
+    """The convolution with values (K, C, H, W) as input and output."""
+    channels = values.shape[1]
+    layer = nn.utils.skip_init(
+        nn.Conv2d, channels, channels, 1, bias=False, device=values.device, dtype=values.dtype
+    )
+    nn.init.dirac_(layer.weight)
+    return layer
+
+
+def in_front_of(
+    parts: Sequence[Behind],
+    passed: torch.Tensor | float = 0.0,
+    given: Told | None = None,
+    scale: torch.Tensor | float = 1.0,
+    standards: Sequence[Standard] | None = None,
+) -> Place:
+    """What is known in front of parts, from what is known behind them.
+
+    passed: as of the place. given, scale, standards: as of `normed_input`.
+    """
+    inputs, standards = normed_input(parts, scale, standards, given)
+    slope = slope_before(parts, standards, inputs)
+    if not parts[0].part.norm.training:
+        return Place(slope, inputs, passed=passed)
+    again = functools.partial(in_front_of, parts, passed, given, standards=standards)
+    return Place(slope, inputs, passed=passed, again=lambda scale: again(scale=scale))
+
+
+def slope_before(
+    parts: Sequence[Behind], standards: Sequence[Standard], inputs: torch.Tensor
+) -> torch.Tensor:
+    """The slope that parts send to their common input (K, C, H, W)."""
+    slope = torch.zeros_like(inputs)
+    for (part, above, *_), standard in zip(parts, standards, strict=True):
+        slope = slope + pull_back(part.conv, part.norm.slope(above, standard), inputs)
+    return slope
+
+
+def through_normed(
+    layer: NormedConv, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+) -> Place:
+    """What is known in front of a convolution with batch norm in train mode and ReLU behind it.
+
+    place: behind the ReLU, as `tell_output` left it. shapes: as of `through_block`.
+
+    Raises ArithmeticError where that cannot be told.
+    """
+    if place.values is None:
+        raise ArithmeticError("its output is hidden behind a pooling")
+    part, active = Part(layer.conv, layer.norm, sent, shapes[0]), place.values > 0
+    known = part.norm.inverse(place.values)
+    return in_front_of([Behind(part, place.whole_slope, known, active)])
+
+
+def through_norm_behind(
+    layer: NormBehind, place: Place, shapes: tuple[tuple[int, ...], tuple[int, ...]], sent: Sent
+) -> Place:
+    """What is known in front of a convolution with ReLU and batch norm in train mode behind it.
+
+    What the ReLU made zero shows as the least output of each channel: that tells the mean in units
+    of the deviation. The convolution's bias gradient is the sum of the slopes at its output, which
+    have the inverse of the deviation for a factor: that tells the deviation. Channels without zeros
+    tell neither; the input that the others give makes up for them.
+
+    place: behind the norm. shapes: as of `through_block`.
+
+    Raises ArithmeticError where that cannot be told.
+    """
+    if place.values is None:
+        raise ArithmeticError("its output is hidden behind a pooling")
+    if place.known is not None:
+        raise ArithmeticError("its output is not known at all places")
+    if layer.conv.bias is None:
+        raise ArithmeticError("without a bias before it nothing tells the deviation that it took")
+    part = Part(layer.conv, layer.norm, sent, shapes[0])
+    norm, standard = part.norm, part.norm.inverse(place.values)
+    least, zero = zeros_of(standard, place.deviation, norm)
+    slope = (place.whole_slope - norm.absorbed(standard)) * norm.weight
+    told = zero.sum((0, 2, 3)) >= SOME * zero[:, 0].numel()
+    deviation = (slope * ~zero).sum((0, 2, 3)) / sent.of(layer.conv.bias)
+    told &= deviation.isfinite() & (deviation > 0)
+    deviation = deviation.where(told, 1.0)[:, None, None]
+    active = ~zero & told[:, None, None]
+    observed = part.gradient * told[:, None, None, None]
+    before, rounds = Standard(standard, deviation), Rounds(sent.rounding)
+    for _ in range(ROUNDS):
+        inner = slope * active / deviation
+        inputs = solve_inputs([(layer.conv, inner, observed)], shapes[0])
+        outputs = double(layer.conv, inputs)
+        after = norm.standardise(outputs.relu())
+        deviation, observed = after.deviation, part.gradient
+        active = torch.where(told[:, None, None], ~zero, outputs > 0)
+        if rounds.over(norm.change(before, after)):
+            break
+        before = after
+    return Place(pull_back(layer.conv, slope * active / deviation, inputs), inputs)
+
+
+def zeros_of(
+    standard: torch.Tensor, error: torch.Tensor | None, norm: Norm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What zero became in each channel (C, 1, 1) of a norm behind a ReLU, and where it was zero.
+
+    standard: (K, C, H, W), standardised. error: of the norm's outputs, if that is known. Most
+    channels have many zeros, and their spread shows the noise.
+    """
+    ordered = standard.transpose(0, 1).flatten(1).sort(dim=1).values
+    inner = ordered[:, int(SOME * ordered.shape[1])]
+    noise = (inner - ordered[:, 0]).median()
+    least = torch.minimum(inner, ordered[:, 0] + noise)[:, None, None]
+    bar = (3 * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
+    if error is not None:
+        bar = bar.maximum(SURE * (error / norm.weight).abs())
+    return least, standard - least <= bar
+
+
+def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> Place:
     """What a block tells of its own output: where its ReLU was active, and the scale.
 
     The slope of the place that is returned is the one in front of that ReLU.
     """
-    if place.values is None:
+    if place.values is None or place.values.ndim != 4:
         return place
-    norm = Norm(layer.norm2, sent)
+    norm = Norm(layer.branch[-1][1] if isinstance(layer, ResidualBlock) else layer.norm, sent)
     active, scale = settle(place.values, place.slope, place.passed, norm)
+    for _ in range(norm.again() if place.again else 0):
+        assert place.again is not None
+        place = place.again(scale)
+        assert place.values is not None
+        active, scale = settle(place.values, place.slope, place.passed, norm)
+    assert place.values is not None
     slope = (place.slope * scale + place.passed) * active
     return Place(slope, place.values / scale * active)
 
@@ -158,21 +359,21 @@ def last_slope(
 
     even: the slope behind it, as the pooling spreads it over the positions.
     """
+    before, last = block.parts[-2:]
     size, positions = len(even), shape[1] * shape[2]
-    centred = block.norm2.training
-    inputs = unmix(block.conv2, block.gradient2, shape, size, centred, rounding)
-    patches = taps(block.conv2, inputs).permute(0, 3, 2, 1).flatten(2)
+    inputs = unmix(last.conv, last.gradient, shape, size, last.norm.training, rounding)
+    patches = taps(last.conv, inputs).permute(0, 3, 2, 1).flatten(2)
     patches = patches.flatten(0, 1)  # (K x positions, C x taps)
-    observed = block.gradient2.flatten(1)
+    observed = last.gradient.flatten(1)
     slope = torch.linalg.lstsq(patches.T, observed.T).solution
     slope = slope.view(size, positions, -1).transpose(1, 2).reshape(size, *shape)
     active = positive(inputs, rounding)
-    behind = (pull_back(block.conv2, slope, inputs) * active).sum((2, 3))
-    shares = torch.linalg.lstsq(behind.T, block.norm1.bias_gradient[:, None]).solution
+    behind = (pull_back(last.conv, slope, inputs) * active).sum((2, 3))
+    shares = torch.linalg.lstsq(behind.T, before.norm.bias_gradient[:, None]).solution
     inputs, slope = inputs / shares[..., None, None], slope * shares[..., None, None]
-    standard = block.norm2.standardise(double(block.conv2, inputs))
-    absorbed = block.norm2.absorbed(standard.values)
-    above = slope * standard.deviation / block.norm2.weight + absorbed
+    standard = last.norm.standardise(double(last.conv, inputs))
+    absorbed = last.norm.absorbed(standard.values)
+    above = slope * standard.deviation / last.norm.weight + absorbed
     # Which of the inputs is which image? The one whose slopes are zero or as the pooled ones tell.
     share = above[None] / even[:, None]  # (image, input, M, H, W)
     wrong = ((share - (share > 0.5).double()) * even[:, None]).square().sum((2, 3, 4))
@@ -180,140 +381,150 @@ def last_slope(
     return even * (above[torch.from_numpy(which)] / even > 0.5)
 
 
-def unmix(
-    layer: nn.Conv2d,
-    observed: torch.Tensor,
-    shape: tuple[int, ...],
-    size: int,
-    centred: bool,
-    rounding: float,
+def last_slope_by_columns(
+    block: Block, shape: tuple[int, ...], even: torch.Tensor, rounding: float
 ) -> torch.Tensor:
-    """Inputs (K, C, H, W) of a convolution behind ReLU from its weight gradient alone.
+    """`last_slope` where the last convolution has one tap, so that its patches do not overlap.
 
-    Each comes up to a factor, in no order. centred: batch norm in train mode makes the slopes sum
-    to zero over the batch, so that the gradient knows patches only up to one common patch.
+    Its weight gradient is S^T A, with one row for each image and position. At each position S has
+    the image's pooled slope where the ReLU was active and zero elsewhere: that tells the rows from
+    their mixtures, and their images. The convolution before has more taps, and tells which position
+    is beside which: with the slopes U at its output its gradient at each tap is U^T X, where X are
+    the inputs as far to the side as the tap is.
+
+    Raises ArithmeticError where that cannot be told.
     """
-    channels, height, width = shape
-    taken = taken_pixels(layer, shape).to(observed)  # (H x W, taps, positions)
-    area, positions = taken.shape[1:]
-    rank = size * positions - centred
-    if rank > len(observed) or rank * positions > LARGEST:
-        raise ArithmeticError(f"{rank} independent patches are too many to tell apart")
-    right = torch.linalg.svd(observed.flatten(1), full_matrices=False).Vh[:rank]
-    right = right.view(rank, channels, area)
-    # patches that fit together, one channel: the range of `fitting`
-    fitting = taken.permute(2, 1, 0).reshape(positions * area, -1)
-    moves = torch.eye(positions).to(observed)
-    if centred:
-        fitting = torch.cat([fitting, torch.eye(area).to(fitting).repeat(positions, 1)], dim=1)
-        moves = torch.linalg.qr(torch.cat([torch.ones_like(moves[:, :1]), moves[:, 1:]], 1)).Q
-        moves = moves[:, 1:]  # what all positions have in common is the common patch's
-    inverse = torch.linalg.pinv(fitting)
-    misfit = torch.eye(len(fitting)).to(fitting) - fitting @ inverse
-    misfit = misfit.view(positions, area, positions, area)
-    misfit = torch.einsum("pi,ptqu,qj->itju", moves, misfit, moves)
-    products = torch.einsum("rct,scu->turs", right, right)
-    form = torch.einsum("turs,itju->irjs", products, misfit).flatten(2).flatten(0, 1)
-    mixtures = torch.linalg.eigh(form).eigenvectors[:, :size].T  # those without any misfit
-    mixtures = mixtures.view(size, -1, rank)
-    patches = torch.einsum("pi,kir,rct->kcpt", moves, mixtures, right)
-    pixels = patches.flatten(2) @ inverse.T[:, : height * width]
-    pixels = pixels.flatten(1)  # (K, C x H x W)
-    alone = separate(pixels.T, size, rounding=rounding) @ pixels
-    alone = alone * alone.sum(1, keepdim=True).sign()
-    return (alone / alone.norm(dim=1, keepdim=True)).view(size, *shape)
+    middle, last = block.parts[-2:]
+    size, height, width = len(even), *shape[1:]
+    rank = size * height * width
+    gradient, conv = last.gradient.flatten(1), middle.conv
+    if last.norm.training:
+        raise ArithmeticError("batch norm in train mode mixes the slopes of all positions")
+    if rank > MOST:
+        raise ArithmeticError(f"{rank} independent positions are too many to tell apart")
+    if (conv.kernel_size, conv.padding, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+        raise ArithmeticError("its convolutions do not tell which position is beside which")
+    left = torch.linalg.svd(gradient, full_matrices=False).U[:, :rank]
+    whole = even[:, :, 0, 0] * (last.norm.weight / last.norm.deviation)[:, 0, 0]  # (K, M)
+    active = torch.cat([zeros_and_ones(left, one, height * width) for one in whole])
+    image = torch.arange(size).repeat_interleave(height * width)
+    rows = whole[image] * active
+    inputs = torch.linalg.lstsq(rows.T, gradient).solution  # (rank, C)
+    weight = last.conv.weight.detach().double().flatten(1)
+    slope = rows @ weight * positive(inputs[..., None, None], rounding)[..., 0, 0]
+    slope = slope * (middle.norm.weight / middle.norm.deviation).flatten()
+    seen = [torch.linalg.lstsq(slope.T, tap).solution for tap in by_tap(middle.gradient).unbind(1)]
+    above = torch.zeros(size, *shape).to(even)
+    for at in arranged(seen, height, width):
+        k = image[at[0]]
+        above[k] = even[k] * active[at].T.reshape(shape)
+    return above
 
 
-def inner_input(
-    block: Block, above: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What enters the second convolution, the slope at its output, and the norm's output."""
-    norm, shape = block.norm2, (block.conv2.in_channels, *above.shape[2:])
-    standard = norm.guess(torch.zeros_like(above))
-    for _ in range(ROUNDS):
-        slope = norm.slope(above, standard)
-        inputs = solve_inputs([(block.conv2, slope, block.gradient2)], shape)
-        before, standard = standard, norm.standardise(double(block.conv2, inputs))
-        if norm.settled(before, standard):
-            break
-    return inputs, norm.slope(above, standard), norm.weight * standard.values + norm.bias
+def normed_input(
+    parts: Sequence[Behind],
+    scale: torch.Tensor | float = 1.0,
+    standards: Sequence[Standard] | None = None,
+    given: Told | None = None,
+) -> tuple[torch.Tensor, list[Standard]]:
+    """The input (K, C, H, W) that parts share, and what their norms standardise.
 
+    scale: by how much the input will be too large. standards: to begin with. given: of the input.
 
-def block_input(
-    block: Block,
-    slope1: torch.Tensor,
-    inside: torch.Tensor,
-    active: torch.Tensor,
-    above: torch.Tensor,
-    after: torch.Tensor | None,
-    branch: torch.Tensor,
-    shape: tuple[int, ...],
-) -> Place:
-    """What enters the block, the slope that its convolutions send there, and what goes past them.
-
-    inside, slope1: behind the first ReLU, active where it was; above: the slope in front of the
-    last one; after: the block's output or None; branch: what the second norm gives.
+    Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    norm = block.norm1
-    known = norm.inverse(inside)
-    filled = torch.where(active, known, known[active].mean() - 2 * known[active].std())
-    standard = norm.guess(filled)
-    if block.short:
-        short_conv, short_gradient, short = block.short
-        known_short, active_short = torch.zeros_like(above), torch.zeros_like(active[:, :1])
-        if after is not None:
-            known_short, active_short = short.inverse(after - branch), above != 0
-        standard_short = short.guess(torch.where(active_short, known_short, 0.0))
+    standards = list(standards or ()) or [
+        behind.part.norm.guess(filled(behind)) for behind in parts
+    ]
+    first, rounds = parts[0].part, Rounds(parts[0].part.norm.rounding)
+    told = told_of(parts, given)
     for _ in range(ROUNDS):
-        parts = [(block.conv1, norm.slope(slope1, standard), block.gradient1)]
-        if block.short:
-            parts.append((short_conv, short.slope(above, standard_short), short_gradient))
-        inputs = solve_inputs(parts, shape)
-        fresh = norm.standardise(double(block.conv1, inputs))
-        before, standard = standard, known_or(active, known, fresh)
-        if block.short:
-            fresh = short.standardise(double(short_conv, inputs))
-            standard_short = known_or(active_short, known_short, fresh)
-        if norm.settled(before, standard):
+        inputs = solve_inputs(
+            [
+                (part.conv, part.norm.slope(above, standard), part.gradient)
+                for (part, above, *_), standard in zip(parts, standards, strict=True)
+            ],
+            first.entering,
+            told,
+            first.norm.rounding,
+        )
+        before = standards[0]
+        standards = [
+            known_or(behind, behind.part.norm.standardise(double(behind.part.conv, inputs), scale))
+            for behind in parts
+        ]
+        if rounds.over(first.norm.change(before, standards[0])):
             break
-    stride = block.conv1.stride[0]
-    if norm.training and stride > 1:
+    stride = first.conv.stride[0]
+    if first.norm.training and (stride > 1 or first.conv.kernel_size == (1, 1)):
         # A constant on the pixels that only the central tap sees moves every output alike, so
         # batch norm hides it. The input comes from a ReLU: in each channel its least value is 0.
         seen = inputs[..., ::stride, ::stride]
         inputs = inputs.clone()
         inputs[..., ::stride, ::stride] = seen - seen.amin((0, 2, 3), keepdim=True)
-    slope = pull_back(block.conv1, norm.slope(slope1, standard), inputs)
-    if not block.short:
-        return Place(slope, inputs, passed=above)
-    slope = slope + pull_back(short_conv, short.slope(above, standard_short), inputs)
-    return Place(slope, inputs, passed=torch.zeros_like(slope))
+    return inputs, standards
 
 
-def known_or(where: torch.Tensor, known: torch.Tensor, other: Standard) -> Standard:
+def told_of(parts: Sequence[Behind], given: Told | None) -> list[Told]:
+    """What is known of the outputs of parts, and `given` of their input.
+
+    Nothing in train mode, where outputs are known up to their mean and deviation only.
+    """
+    if parts[0].part.norm.training:
+        return []
+    told = [
+        Told(part.conv, known * part.norm.deviation + part.norm.mean, active)
+        for part, _, known, active in parts
+        if known is not None and active is not None
+    ]
+    return [*told, given] if given else told
+
+
+def filled(behind: Behind) -> torch.Tensor:
+    """Standardised values to begin with: those known, and low ones where the ReLU was inactive."""
+    known, active = behind.known, behind.active
+    if known is None or active is None:
+        return torch.zeros_like(behind.above)
+    return torch.where(active, known, known[active].mean() - 2 * known[active].std())
+
+
+def known_or(behind: Behind, other: Standard) -> Standard:
     """Standardised values as they are known, and the others where they are not."""
-    return Standard(torch.where(where, known, other.values), other.deviation)
+    if behind.known is None or behind.active is None:
+        return other
+    return Standard(torch.where(behind.active, behind.known, other.values), other.deviation)
 
 
 def solve_inputs(
-    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]], shape: tuple[int, ...]
+    parts: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]],
+    shape: tuple[int, ...],
+    told: Sequence[Told] = (),
+    rounding: float = FLOAT32,
 ) -> torch.Tensor:
     """The input (K, C, H, W) that layers share: (layer, slope at its output, weight gradient) each.
 
+    told: outputs that are known, for what the gradients leave open. The unknowns of each image are
+    weighed by its slopes.
+
     Raises ArithmeticError where the equations are fewer than the unknowns.
     """
-    channels, height, width = shape
-    matrix = torch.cat(
-        [input_equations(conv, slope, shape).flatten(0, 1) for conv, slope, _ in parts]
-    )
-    target = torch.cat([by_tap(observed).flatten(0, 1) for _, _, observed in parts])
-    solution = solve_least_squares(matrix, target)
-    if solution is None:
-        raise ArithmeticError(
-            f"its weight gradients give {len(matrix)} equations for {matrix.shape[1]} unknowns of "
-            "each channel"
-        )
-    return solution.T.reshape(channels, -1, height, width).transpose(0, 1)
+    equations = [input_equations(conv, slope, shape) for conv, slope, _ in parts]
+    targets = [by_tap(observed).flatten(0, 1) for _, _, observed in parts]
+    first = equations[0]
+    refuse_too_few(equations, sum(one.count for one in equations), shape[0], told)
+    square = total(one.square() for one in equations)
+    size = square.diagonal().view(-1, first.pixels).mean(1).sqrt()
+    size = size.clamp_min(torch.finfo(size.dtype).tiny).repeat_interleave(first.pixels)[:, None]
+    square = square / size / size.T
+    factor = well_conditioned(square)
+    if factor is None and told:
+        refuse_too_few(equations, rank_of(square), shape[0], told)
+        return first.as_inputs(jointly(equations, targets, told, square, size, rounding))
+    if factor is None:  # what stays open in train mode, batch norm hides: see `normed_input`
+        factor = factor_of(square)
+    if factor is None:
+        raise ArithmeticError("its weight gradients leave its input open")
+    return first.as_inputs(refined(equations, targets, factor, size))
 
 
 def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
@@ -321,6 +532,17 @@ def positive(values: torch.Tensor, rounding: float) -> torch.Tensor:
     noise = -values.flatten(1).amin(1).clamp_max(0)
     least = scaled(1e-6, rounding) * values.flatten(1).amax(1)
     return values > torch.maximum(2 * noise, least).view(-1, 1, 1, 1)
+
+
+def common_factor(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The factor by which values (C,) make the target (C,), in most channels."""
+    weight = values.abs()
+    ratio, order = (target / values.where(values != 0, 1.0)).sort()
+    shares = weight[order].cumsum(0)
+    middle = ratio[int((shares < shares[-1] / 2).sum())]  # the weighted median
+    left = (target - middle * values).abs()
+    agree = left <= 3 * left.median()  # a wrong mask spoils its channel
+    return (values * target * agree).sum() / (values.square() * agree).sum()
 
 
 def settle(
@@ -342,8 +564,7 @@ def settle(
     for _ in range(8):
         missing = norm.bias_gradient - (fixed * active).sum((0, 2, 3))
         if norm.training:
-            total = (slope * active).sum((0, 2, 3))
-            scale = (total @ missing) / (total @ total)
+            scale = common_factor((slope * active).sum((0, 2, 3)), missing)
         whole = scale * slope + fixed
         missing = norm.bias_gradient - (whole * active).sum((0, 2, 3))
         flips = torch.where(active, -whole, whole)

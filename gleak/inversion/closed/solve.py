@@ -1,6 +1,8 @@
 """Linear algebra that the closed forms share."""
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,7 +12,12 @@ from gleak.labels.tolerance import FLOAT32, scaled
 
 RIDGE = 1e-14  # on normal equations, of their largest entry: some fifty roundings of float64
 ALIKE = 1e-3  # least singular value of combinations, below which two of them are the same
-MOST = 4096  # unknowns that the gradient may leave to what the output tells
+BLOCKS = 64  # of Lanczos' method, before it begins again
+RESTARTS = 3
+CONDITION = 1e-5  # least singular value over the largest, above which equations are squared
+REFINED = 3  # rounds of solving squared equations: each brings back five digits or more
+WEAK = 1e-3  # singular value over the largest, below which known outputs tell more
+SETTLES = 1000  # steps of conjugate gradients, after which known outputs leave something open
 
 
 def rank_cut(rounding: float) -> float:
@@ -30,24 +37,87 @@ def pull_back(layer: nn.Module, slope: torch.Tensor, inputs: torch.Tensor) -> to
     return torch.autograd.grad(double(layer, inputs), inputs, slope)[0]
 
 
-def input_equations(layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The matrix (out, taps, K x pixels) that makes a weight gradient of a layer's inputs.
+class Equations:
+    """A layer's weight gradient as linear equations for its input, the slope at its output given.
 
-    slope: at the output (K, out, ...). shape: of one input. A linear layer has one tap and one
-    pixel. The product with inputs (K x pixels, channels) is the gradient as `by_tap` has it.
+    One matrix (out x taps, K x pixels) serves all input channels: it times the input (K x pixels,
+    channels) is the gradient (out x taps, channels). A linear layer has one tap and one pixel.
+    Products with it are convolutions, and its square is a sum of shifted squares of the slope, out
+    x taps times less work than from the matrix itself.
     """
-    if isinstance(layer, nn.Linear):
-        return slope.T[:, None]
-    assert isinstance(layer, nn.Conv2d)
-    taken = taken_pixels(layer, shape).to(slope)
-    return torch.einsum("kop,qtp->otkq", slope.flatten(2), taken).flatten(2)
+
+    def __init__(self, layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...]) -> None:
+        """slope: at the output (K, out, ...). shape: of one input."""
+        self.layer, self.shape = layer, shape
+        self.slope = by_output(slope)  # (out, K x places)
+        self.size, self.pixels = len(slope), math.prod(shape[1:])
+        if isinstance(layer, nn.Conv2d):
+            taken = taken_pixels(layer, shape)
+        else:
+            taken = torch.ones(1, 1, dtype=torch.long, device=slope.device)
+        self.taken = taken
+        self.count, self.unknowns = len(self.slope) * len(taken), self.size * self.pixels
+
+    def dense(self) -> torch.Tensor:
+        """The matrix (out x taps, K x pixels)."""
+        slope = self.slope.view(len(self.slope), self.size, -1)
+        made = slope.new_zeros(len(slope), len(self.taken), self.size, self.pixels)
+        for tap, pixels in enumerate(self.taken):
+            made[:, tap].index_add_(2, pixels[pixels > 0] - 1, slope[..., pixels > 0])
+        return made.view(self.count, self.unknowns)
+
+    def square(self) -> torch.Tensor:
+        """The matrix transposed times itself, (K x pixels, K x pixels)."""
+        images = torch.arange(self.size, device=self.slope.device)[:, None]
+        slopes = self.slope.T @ self.slope
+        made = slopes.new_zeros(self.unknowns, self.unknowns)
+        for pixels in self.taken:
+            places = pixels.nonzero().flatten()
+            into = (images * self.pixels + pixels[places] - 1).flatten()
+            out_of = (images * len(pixels) + places).flatten()
+            half = slopes.new_zeros(self.unknowns, len(into))
+            half.index_add_(0, into, slopes[out_of[:, None], out_of])
+            made.index_add_(0, into, half.T)
+        return made
+
+    def gradient(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The matrix times inputs (K x pixels, channels): (out x taps, channels)."""
+        seen = taps(self.layer, self.as_inputs(inputs))  # (K, taps, channels, places)
+        seen = seen.permute(0, 3, 1, 2).reshape(self.slope.shape[1], -1)
+        return (self.slope @ seen).view(self.count, -1)
+
+    def back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The transposed matrix times a gradient (out x taps, channels): (K x pixels, channels)."""
+        channels = gradient.shape[1]
+        patches = self.slope.T @ gradient.view(len(self.slope), -1)
+        patches = patches.view(self.size, -1, len(self.taken), channels).flatten(1, 2)
+        inputs = patches.new_zeros(self.size, self.pixels + 1, channels)
+        return inputs.index_add_(1, self.taken.T.flatten(), patches)[:, 1:].flatten(0, 1)
+
+    def as_inputs(self, solution: torch.Tensor) -> torch.Tensor:
+        """(K x pixels, channels) as inputs (K, channels, ...)."""
+        inputs = solution.view(self.size, self.pixels, -1).transpose(1, 2)
+        return inputs.reshape(self.size, -1, *self.shape[1:])
+
+
+def input_equations(layer: nn.Module, slope: torch.Tensor, shape: tuple[int, ...]) -> Equations:
+    """The equations that a layer's weight gradient makes of its input."""
+    return Equations(layer, slope, shape)
+
+
+def by_output(values: torch.Tensor) -> torch.Tensor:
+    """Values (K, out, ...) as (out, K x places)."""
+    return values.reshape(*values.shape[:2], -1).transpose(0, 1).flatten(1)
 
 
 def taken_pixels(layer: nn.Conv2d, shape: tuple[int, ...]) -> torch.Tensor:
-    """(pixels, taps, places): 1 where a convolution's tap takes a pixel; shape: of one input."""
-    size = shape[1] * shape[2]
-    unit = torch.eye(size).to(layer.weight).view(-1, 1, *shape[1:])
-    return taps(layer, unit)[:, :, 0]
+    """(taps, places): which pixel a convolution's tap takes at each place, counted from 1.
+
+    0 stands for the padding. shape: of one input.
+    """
+    device, size = layer.weight.device, shape[1] * shape[2]
+    numbers = torch.arange(1, size + 1, dtype=torch.float64, device=device)
+    return taps(layer, numbers.view(1, 1, *shape[1:]))[0, :, 0].long()
 
 
 def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -56,6 +126,9 @@ def taps(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         return inputs[:, None, :, None]
     assert isinstance(layer, nn.Conv2d)
     padding: str | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros":
+        sides = layer._reversed_padding_repeated_twice
+        inputs, padding = F.pad(inputs, sides, layer.padding_mode), (0, 0)
     if isinstance(padding, str):  # "same" puts the odd pixel behind, "valid" has none
         sides = [
             side if padding == "same" else 0
@@ -72,9 +145,73 @@ def by_tap(weight: torch.Tensor) -> torch.Tensor:
     return weight.view(*weight.shape[:2], -1).transpose(1, 2)
 
 
+def row_space(matrix: torch.Tensor, rank: int, seed: int = 0) -> torch.Tensor:
+    """Orthogonal rows (rank, n) that span those of a matrix (m, n), but for what is far smaller.
+
+    A few random directions more than the rank, sent through the matrix and back (Halko, Martinsson
+    and Tropp 2011, algorithm 4.4, which keeps small singular values apart from rounding). Where the
+    rank is not far below the size, that is no cheaper than all singular vectors.
+    """
+    wide = rank + 10
+    if 2 * wide > min(matrix.shape):
+        return torch.linalg.svd(matrix, full_matrices=False).Vh[:rank]
+    draws = torch.Generator().manual_seed(seed)
+    basis = torch.randn(wide, matrix.shape[1], generator=draws, dtype=torch.float64).to(matrix).T
+    for _ in range(2):
+        basis = torch.linalg.qr(matrix @ basis).Q
+        basis = torch.linalg.qr(matrix.T @ basis).Q
+    right = torch.linalg.svd(matrix @ basis, full_matrices=False).Vh[:rank]
+    return right @ basis.T
+
+
+def largest_vectors(
+    product: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, rounding: float = FLOAT32
+) -> torch.Tensor:
+    """Eigenvectors (count, n) of the largest eigenvalues of a symmetric matrix, in float64.
+
+    product(vectors): (count, n) times the matrix, all that is known of it; its norm is 1 at most.
+    start: (count, n), any vectors. By Lanczos' method with blocks of `count` vectors, so that equal
+    eigenvalues come together; each block is made orthogonal to all before. It ends when products
+    leave no more than rounding beside the vectors. With `BLOCKS` blocks it begins again from the
+    best vectors, so that memory has an end, and after `RESTARTS` of these it gives what it has.
+
+    >>> matrix = torch.arange(9.0).double().diag() / 8
+    >>> found = largest_vectors(lambda vectors: vectors @ matrix, torch.ones(2, 9).double().triu())
+    >>> bool(found[:, :7].abs().max() < 1e-6)
+    True
+    """
+    count, size = start.shape
+    best = torch.linalg.qr(start.T).Q.T
+    enough = max(scaled(1e-7, rounding), 1e-13)
+    steps = min(BLOCKS, size // count)
+    basis = start.new_empty(steps * count, size)
+    for _ in range(RESTARTS):
+        made, small = best, start.new_zeros(steps * count, steps * count)
+        for step in range(1, steps + 1):
+            end = step * count
+            here, after = slice(end - count, end), slice(end, end + count)
+            basis[here] = made
+            made = product(made)
+            small[here, here] = made @ basis[here].T
+            left = torch.eye(count).to(start)
+            for _ in range(2):  # once more for what rounding left, and where nothing was left
+                made = made - (made @ basis[:end].T) @ basis[:end]
+                orthogonal, factor = torch.linalg.qr(made.T)
+                made, left = orthogonal.T.contiguous(), factor @ left
+            if step % 4 == 0 or step == steps:
+                vectors = torch.linalg.eigh(small[:end, :end]).eigenvectors[:, -count:]
+                if (left @ vectors[-count:]).norm() < enough:
+                    return vectors.T @ basis[:end]
+            if step < steps:
+                small[after, here], small[here, after] = left, left.T
+        best = vectors.T @ basis
+    return best
+
+
 class Solved(NamedTuple):
     """The input (K, ...) of a linear layer, the relative error of the gradient that it makes, and
-    the standard error of each value (K, ...), as that tells it; None where the output told more.
+    the standard error of each value (K, ...), as that tells it, where one asks for it; None where
+    the output told more.
     """
 
     inputs: torch.Tensor
@@ -97,81 +234,200 @@ def solve_input(
     Two sets of equations: the weight gradient `observed` is linear in the input, given the slope at
     the output; and so are the outputs, where they are known (behind ReLU: where it is active).
     level: weigh the unknowns of each image by its slopes, so that those of an image with slopes a
-    thousand times smaller, as trained networks have them, are not taken for noise.
+    thousand times smaller, as trained networks have them, are not taken for noise; and tell the
+    error of each value.
 
     Raises ArithmeticError where they are fewer than the unknowns.
     """
-    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
-        raise ArithmeticError("convolutions in groups or with another padding than zeros are open")
-    channels = shape[0]
-    # one matrix serves all input channels
-    matrix = input_equations(layer, slope, shape).flatten(0, 1)
+    equations = Equations(layer, slope, shape)
+    told = [Told(layer, outputs, known)] if isinstance(layer, nn.Conv2d) else []
+    refuse_too_few([equations], equations.count, shape[0], told)
     size = slope.flatten(1).norm(dim=1) if level else slope.new_ones(len(slope))
     size = size.clamp_min(torch.finfo(size.dtype).tiny)
-    size = size.repeat_interleave(matrix.shape[1] // len(slope))
-    matrix = matrix / size
+    size = size.repeat_interleave(equations.pixels)[:, None]
     target = by_tap(observed).flatten(0, 1)
+    square = equations.square() / size / size.T
+    spread: torch.Tensor | None = None
+    rank = len(size)
 
-    def as_inputs(solution: torch.Tensor) -> torch.Tensor:  # (image x pixel, channel)
-        solution = solution / size[:, None]
-        if isinstance(layer, nn.Linear):
-            return solution
-        solution = solution.T.reshape(channels, len(slope), *shape[1:])
-        return solution.transpose(0, 1)
-
-    left, values, right = torch.linalg.svd(matrix, full_matrices=len(matrix) < matrix.shape[1])
-    rank = int((values > rank_cut(rounding) * values[0]).sum())
-    solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
-    missing = matrix @ solution - target
+    factor = well_conditioned(square)
+    if factor is not None:
+        solution = refined([equations], [target], factor, size)
+        if level:
+            spread = torch.cholesky_inverse(factor).diagonal()[:, None]
+    elif told and known.any():
+        refuse_too_few([equations], rank_of(square), shape[0], told)
+        solution = jointly([equations], [target], told, square, size, rounding)
+    else:
+        left, values, right = torch.linalg.svd(equations.dense() / size.T, full_matrices=False)
+        rank = int((values > rank_cut(rounding) * values[0]).sum())
+        refuse_too_few([equations], rank, shape[0], [])
+        solution = right.T @ ((left.T @ target) / values[:, None]) / size
+        spread = (right / values[:, None]).square().sum(0)[:, None]
+    missing = target - equations.gradient(solution)
     misfit = (missing.norm() / target.norm()).item()
-    inputs = as_inputs(solution)
-    free = len(right) - rank
-    if not free:
-        variance = missing.square().sum(0) / max(len(matrix) - rank, 1)  # of each channel
-        spread = (right / values[:, None]).square().sum(0)
-        return Solved(inputs, misfit, as_inputs((spread[:, None] * variance).sqrt()))
-    # What the gradient leaves open, the output may tell.
-    if isinstance(layer, nn.Linear) or free * channels > min(MOST, int(known.sum())):
+    inputs = equations.as_inputs(solution)
+    if spread is None:
+        return Solved(inputs, misfit, None)
+    variance = missing.square().sum(0) / max(equations.count - rank, 1)  # of each channel
+    deviation = (spread * variance).sqrt() / size
+    return Solved(inputs, misfit, equations.as_inputs(deviation))
+
+
+class Told(NamedTuple):
+    """Outputs (K, out, ...) of a convolution, and where they are known."""
+
+    layer: nn.Conv2d
+    outputs: torch.Tensor
+    known: torch.Tensor
+
+
+def refuse_too_few(
+    equations: Sequence[Equations], rank: int, channels: int, told: Sequence[Told]
+) -> None:
+    """Raise ArithmeticError if fewer outputs are told than `rank` equations leave open."""
+    unknowns = equations[0].unknowns
+    if (unknowns - rank) * channels > sum(int(one.known.sum()) for one in told):
+        gradients = "its weight gradient gives" if len(equations) == 1 else "its gradients give"
         raise ArithmeticError(
-            f"its weight gradient gives {rank} equations for {len(right)} unknowns of each channel"
+            f"{gradients} {rank} equations for {unknowns} unknowns of each channel"
         )
-    directions = (right[rank:] / size).reshape(-1, 1, *shape[1:])  # the same for every channel
-    with torch.no_grad():
-        weight = layer.weight.double()
-        settings: Any = (None, layer.stride, layer.padding, layer.dilation)
-        columns = [
-            F.conv2d(directions, weight[:, [channel]], *settings).view(free, *known.shape)[:, known]
-            for channel in range(channels)
-        ]
-        missing = (outputs - double(layer, inputs))[known]
-    seen = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, directions x channels)
-    rest = solve_least_squares(seen, missing[:, None], refine=True)
-    if rest is None:
-        raise ArithmeticError("its gradient and its output together leave its input open")
-    inputs = inputs + as_inputs(right[rank:].T @ rest.view(free, channels))
-    return Solved(inputs, misfit, None)
 
 
-def solve_least_squares(
-    matrix: torch.Tensor, target: torch.Tensor, refine: bool = False
-) -> torch.Tensor | None:
-    """What (n, c) times the matrix (m, n) comes nearest to the target (m, c), in float64.
+def well_conditioned(square: torch.Tensor) -> torch.Tensor | None:
+    """The Cholesky factor of squared equations, if they leave digits enough.
 
-    By normal equations, in a fraction of the time of an orthogonal factorisation. refine: solve
-    once more for what is left, which brings back the digits that they cost. None where the
-    equations are fewer than the unknowns, or the factorisation fails.
+    None where the smallest singular value of the equations is below `CONDITION` of the largest, by
+    a few rounds of the power method and its inverse.
     """
-    if len(matrix) < matrix.shape[1]:
+    factor = factor_of(square)
+    if factor is None:
         return None
-    square = matrix.T @ matrix
-    square.diagonal().add_(RIDGE * square.diagonal().max())
-    factor, failed = torch.linalg.cholesky_ex(square)
-    if failed:
-        return None
-    solution = torch.cholesky_solve(matrix.T @ target, factor)
-    if refine:
-        solution += torch.cholesky_solve(matrix.T @ (target - matrix @ solution), factor)
+    draws = torch.Generator().manual_seed(0)
+    high = low = torch.randn(len(square), 1, generator=draws).to(square)
+    for _ in range(8):
+        high, low = square @ (high / high.norm()), torch.cholesky_solve(low / low.norm(), factor)
+    return factor if 1 / (low.norm() * high.norm()) > CONDITION**2 else None
+
+
+def rank_of(square: torch.Tensor) -> int:
+    """How many of squared equations are independent."""
+    values = torch.linalg.eigvalsh(square)
+    return int((values > CONDITION**2 * values[-1]).sum())
+
+
+def refined(
+    equations: Sequence[Equations],
+    targets: Sequence[torch.Tensor],
+    factor: torch.Tensor,
+    size: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """What (K x pixels, C) solves equations best, given the factor of their square.
+
+    size: by which the unknowns of the factor are larger. What is left over is solved for again,
+    which brings back the digits that squaring cost.
+    """
+    solution, missing = factor.new_zeros(()), list(targets)
+    for _ in range(REFINED):
+        side = total(one.back(left) for one, left in zip(equations, missing, strict=True))
+        solution = solution + torch.cholesky_solve(side / size, factor) / size
+        missing = [
+            target - one.gradient(solution) for one, target in zip(equations, targets, strict=True)
+        ]
     return solution
+
+
+def jointly(
+    equations: Sequence[Equations],
+    targets: Sequence[torch.Tensor],
+    told: Sequence[Told],
+    square: torch.Tensor,
+    size: torch.Tensor | float = 1.0,
+    rounding: float = FLOAT32,
+) -> torch.Tensor:
+    """What (K x pixels, C) solves gradient equations together with the outputs that are told.
+
+    square: of the gradient equations, their unknowns `size` times as large. By conjugate gradients
+    on the least squares, with the square as what they divide by, raised to what the outputs tell of
+    an unknown. The outputs weigh so little that they decide what the gradient says at less than
+    `WEAK` of its best. Raises ArithmeticError where the steps do not settle.
+    """
+    channels = targets[0].shape[1]
+    weights = [one.layer.weight.detach().double() for one in told]
+    shared = sum(
+        (weight.square().mean((1, 2, 3)) * weight[0, 0].numel() * one.known.sum((0, 2, 3))).sum()
+        for one, weight in zip(told, weights, strict=True)
+    ) / len(square)  # what the outputs tell of an unknown, on average
+    each = shared / (square.new_ones(len(square), 1) * size).square().flatten()
+    trust = WEAK**2 * square.diagonal().max() / each.mean()
+    factor = torch.linalg.cholesky(square + (trust * each).diag())
+    first = equations[0]
+
+    def made(inputs: torch.Tensor) -> list[torch.Tensor]:  # (K x pixels, C)
+        inputs = inputs / size
+        images = first.as_inputs(inputs)
+        return [one.gradient(inputs) for one in equations] + [
+            trust.sqrt() * one.known * without_bias(one.layer, images) for one in told
+        ]
+
+    def back(left: list[torch.Tensor]) -> torch.Tensor:
+        sides = [one.back(part) for one, part in zip(equations, left, strict=False)]
+        empty = first.as_inputs(torch.zeros_like(sides[0]))
+        for one, part in zip(told, left[len(equations) :], strict=True):
+            side = pull_back(one.layer, trust.sqrt() * one.known * part, empty)
+            sides.append(side.flatten(2).transpose(1, 2).flatten(0, 1))
+        return total(sides) / size
+
+    missing = list(targets)
+    for one in told:
+        bias = 0.0 if one.layer.bias is None else one.layer.bias.detach().double()[:, None, None]
+        missing.append(trust.sqrt() * one.known * (one.outputs - bias))
+    found = square.new_zeros(len(square), channels)
+    left = back(missing)
+    step = torch.cholesky_solve(left, factor)
+    power = start = (left * step).sum()
+    enough = max(scaled(1e-8, rounding), 1e-13) ** 2 * start
+    for _ in range(SETTLES):
+        if power <= enough:
+            return found / size
+        moved = made(step)
+        length = power / total(part.square().sum() for part in moved)
+        found = found + length * step
+        missing = [part - length * move for part, move in zip(missing, moved, strict=True)]
+        left = back(missing)
+        divided = torch.cholesky_solve(left, factor)
+        power, before = (left * divided).sum(), power
+        step = divided + power / before * step
+    raise ArithmeticError("its gradient and its output together leave its input open")
+
+
+def without_bias(layer: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    """The output of a convolution in float64, less its bias."""
+    state = {"weight": layer.weight.detach().double()}
+    if layer.bias is not None:
+        state["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64)
+    return torch.func.functional_call(layer, state, (inputs,))
+
+
+def total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of tensors of one shape."""
+    return torch.stack(list(parts)).sum(0)
+
+
+def span_of(equations: Equations, rounding: float) -> torch.Tensor:
+    """Orthogonal vectors (out x taps, rank) that span all gradients that inputs can make."""
+    factor = well_conditioned(equations.square())
+    if factor is not None:
+        return torch.linalg.solve_triangular(factor.T, equations.dense(), upper=True, left=False)
+    span, values, _ = torch.linalg.svd(equations.dense(), full_matrices=False)
+    return span[:, values > rank_cut(rounding) * values[0]]
+
+
+def factor_of(square: torch.Tensor) -> torch.Tensor | None:
+    """The Cholesky factor of a matrix that is never negative; None where that fails."""
+    ridge = RIDGE * square.diagonal().max()
+    factor, failed = torch.linalg.cholesky_ex(square + torch.eye(len(square)).to(square) * ridge)
+    return None if failed else factor
 
 
 def separate(
