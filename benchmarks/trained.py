@@ -33,8 +33,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     frame = run_grid(
         experiment.restored,
-        product(seed=range(options.seeds), format=options.formats, K=options.sizes),
+        product(seed=range(options.seeds), format=options.formats),
         common={
+            "sizes": options.sizes,
             "steps": options.steps,
             "batches": options.batches,
             "iterations": options.iterations,

@@ -7,6 +7,8 @@ half of MNIST; the batches are of the clients' half.
 
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,25 +46,26 @@ def digits(part: str) -> gleak.Batch:
 
 
 def restored(
-    seed: int, format: str, K: int, *, steps: int, batches: int, iterations: int | None
+    seed: int, format: str, *, sizes: list[int], steps: int, batches: int, iterations: int | None
 ) -> list[dict]:
     """A row for each image of some batches: PSNR in dB of what `gleak` finds, and beside it.
 
     seed: of the network, its training and the batches. format: in which the client computes.
+    sizes: K of the batches.
     """
     net, clients = network(seed=seed), digits("client")
     train(net, digits("server"), steps=steps, seed=seed)
     known = accuracy(net, clients)
     net = net.to(FORMATS[format]).eval()
     rows = []
-    for number in range(batches):
+    for K, number in itertools.product(sizes, range(batches)):
         batch = gleak.draw_batch(clients, K, seed=1000 * seed + number)
         update = gleak.fedsgd(net, batch, training=False)
         found = gleak.invert(
             update, batch.label_counts, "gleak", iterations=iterations, progress=False
         )
         scores = gleak.score(found.images, batch.images)
-        about = {"batch": number, "accuracy": known, "way": found.way}
+        about = {"K": K, "batch": number, "accuracy": known, "way": found.way}
         columns = ["psnr", "thumb8", "mean_colour"]
         rows += [
             {**about, **row} for row in scores[columns].astype(float).to_dict(orient="records")
