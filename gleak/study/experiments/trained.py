@@ -58,14 +58,14 @@ def restored(
     known = accuracy(net, clients)
     net = net.to(FORMATS[format]).eval()
     rows = []
-    for K, number in itertools.product(sizes, range(batches)):
-        batch = gleak.draw_batch(clients, K, seed=1000 * seed + number)
+    for size, number in itertools.product(sizes, range(batches)):
+        batch = gleak.draw_batch(clients, size, seed=1000 * seed + number)
         update = gleak.fedsgd(net, batch, training=False)
         found = gleak.invert(
             update, batch.label_counts, "gleak", iterations=iterations, progress=False
         )
         scores = gleak.score(found.images, batch.images)
-        about = {"K": K, "batch": number, "accuracy": known, "way": found.way}
+        about = {"K": size, "batch": number, "accuracy": known, "way": found.way}
         columns = ["psnr", "thumb8", "mean_colour"]
         rows += [
             {**about, **row} for row in scores[columns].astype(float).to_dict(orient="records")
