@@ -71,6 +71,16 @@ def test_outputs_tell_what_gradients_leave_open():
         solve_input(layer, slope, gradient, outputs, active, (3, 9, 9), EXACT)
 
 
+def test_outputs_that_tell_the_same_twice_leave_the_rest_open():
+    """Ten outputs of each place tell its three values, and nothing tells those of two images."""
+    layer = nn.Conv2d(3, 10, 1)
+    _, outputs, slope, gradient = case(layer, 4, (3, 9, 9))
+    known = torch.ones_like(outputs, dtype=torch.bool)
+    known[2:] = False  # 1620 known outputs for 942 unknowns
+    with pytest.raises(ArithmeticError, match="leave its input open"):
+        solve_input(layer, slope, gradient, outputs, known, (3, 9, 9), EXACT)
+
+
 def test_too_few_equations_are_refused_before_any_is_made():
     layer = nn.Conv2d(1, 2, 3, padding=1)
     nothing = torch.zeros(4, 2, 400, 400)

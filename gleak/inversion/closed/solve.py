@@ -16,8 +16,10 @@ BLOCKS = 64  # of Lanczos' method, before it begins again
 RESTARTS = 3
 CONDITION = 1e-5  # least singular value over the largest, above which equations are squared
 REFINED = 3  # rounds of solving squared equations: each brings back five digits or more
+LOST = 2e-3  # of inputs drawn at random, relative: one open value of 250000 loses as much
+OPEN = "its gradient and its output together leave its input open"
 WEAK = 1e-3  # singular value over the largest, below which known outputs tell more
-SETTLES = 1000  # steps of conjugate gradients, after which known outputs leave something open
+SETTLES = 500  # steps of conjugate gradients, after which known outputs leave something open
 
 
 def rank_cut(rounding: float) -> float:
@@ -350,7 +352,10 @@ def jointly(
     square: of the gradient equations, their unknowns `size` times as large. By conjugate gradients
     on the least squares, with the square as what they divide by, raised to what the outputs tell of
     an unknown. The outputs weigh so little that they decide what the gradient says at less than
-    `WEAK` of its best. Raises ArithmeticError where the steps do not settle.
+    `WEAK` of its best. They may tell the same things twice, so that a count of the equations does
+    not say whether there is another solution: inputs drawn at random have to come back, too.
+
+    Raises ArithmeticError where they do not, or the steps do not settle.
     """
     channels = targets[0].shape[1]
     weights = [one.layer.weight.detach().double() for one in told]
@@ -378,27 +383,35 @@ def jointly(
             sides.append(side.flatten(2).transpose(1, 2).flatten(0, 1))
         return total(sides) / size
 
-    missing = list(targets)
+    def solved(missing: list[torch.Tensor]) -> torch.Tensor:
+        found = square.new_zeros(len(square), channels)
+        left = back(missing)
+        step = torch.cholesky_solve(left, factor)
+        power = start = (left * step).sum()
+        enough = max(scaled(1e-8, rounding), 1e-13) ** 2 * start
+        for _ in range(SETTLES):
+            if power <= enough:
+                return found
+            moved = made(step)
+            length = power / total(part.square().sum() for part in moved)
+            found = found + length * step
+            missing = [part - length * move for part, move in zip(missing, moved, strict=True)]
+            left = back(missing)
+            divided = torch.cholesky_solve(left, factor)
+            power, before = (left * divided).sum(), power
+            step = divided + power / before * step
+        raise ArithmeticError(OPEN)
+
+    wanted = list(targets)
     for one in told:
         bias = 0.0 if one.layer.bias is None else one.layer.bias.detach().double()[:, None, None]
-        missing.append(trust.sqrt() * one.known * (one.outputs - bias))
-    found = square.new_zeros(len(square), channels)
-    left = back(missing)
-    step = torch.cholesky_solve(left, factor)
-    power = start = (left * step).sum()
-    enough = max(scaled(1e-8, rounding), 1e-13) ** 2 * start
-    for _ in range(SETTLES):
-        if power <= enough:
-            return found / size
-        moved = made(step)
-        length = power / total(part.square().sum() for part in moved)
-        found = found + length * step
-        missing = [part - length * move for part, move in zip(missing, moved, strict=True)]
-        left = back(missing)
-        divided = torch.cholesky_solve(left, factor)
-        power, before = (left * divided).sum(), power
-        step = divided + power / before * step
-    raise ArithmeticError("its gradient and its output together leave its input open")
+        wanted.append(trust.sqrt() * one.known * (one.outputs - bias))
+    found = solved(wanted)
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.randn(found.shape, generator=draws, dtype=torch.float64).to(found)
+    if (solved(made(drawn)) - drawn).norm() > LOST * drawn.norm():
+        raise ArithmeticError(OPEN)
+    return found / size
 
 
 def without_bias(layer: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
