@@ -85,6 +85,28 @@ def attack_claims(table: pd.DataFrame) -> dict[str, bool]:
     }
 
 
+def behind_pooling(frame: pd.DataFrame) -> Styler:
+    """The rows of `behind_pooling`, one for each image and its network."""
+    words = {
+        "index": "image",
+        "seed": "network",
+        "plain": "activations behind the pooling",
+        "gleak": "and in front of it",
+        "thumb8": "8×8 thumbnail",
+    }
+    table = frame.rename(columns=words).set_index(["image", "network"])[list(words.values())[2:]]
+    return table.style.format("{:.1f}").set_caption("PSNR (dB) of a single image")
+
+
+def behind_pooling_claims(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether the places of the maxima are found, and what they are worth."""
+    gain = frame["gleak"] - frame["plain"]
+    return {
+        "most single images gain 15 dB or more": gain.gt(15).mean() > 0.5,
+        "none loses more than 3 dB": gain.min() > -3,
+    }
+
+
 def derivative(frame: pd.DataFrame) -> Styler:
     """The rows of `difference_error`, one for each model."""
     table = frame.set_index("model").rename_axis(None)

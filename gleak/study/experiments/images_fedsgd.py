@@ -15,6 +15,7 @@ from gleak.inversion import simulate
 from gleak.inversion.closed.peel import Peeled
 from gleak.inversion.distances import cosine
 from gleak.inversion.finite_difference import norm, slopes
+from gleak.inversion.presets import GLEAK_FEATURES
 from gleak.labels.features import image_features
 from gleak.study.experiments.searches import samples, sent
 from gleak.update import Update
@@ -44,6 +45,27 @@ def peeled_error(peeled: Peeled | None, batch: Batch) -> float:
     with torch.no_grad():
         truth = peeled.trunk(batch.images[batch.labels.argsort(stable=True)])
     return ((peeled.activations - truth).norm() / truth.norm()).item()
+
+
+def behind_pooling(
+    dataset: str, index: int, model: str, seed: int, *, iterations: int
+) -> dict[str, float | bool]:
+    """One image, searched for with the activations behind a max-pooling, and as `gleak` does.
+
+    found: whether the places of the maxima were; plain, gleak: PSNR in dB, by as many iterations.
+    """
+    batch = gleak.load_batch(dataset, indices=[index])
+    update = sent(model, batch, seed)
+    settings: Any = {"iterations": iterations, "seed": seed, "progress": False}
+    plain = gleak.invert(update, batch.label_counts, GLEAK_FEATURES, **settings)
+    found = gleak.invert(update, batch.label_counts, "gleak", **settings)
+    scores = gleak.score(found.images, batch.images)
+    return {
+        "found": not found.fell_back,
+        "plain": gleak.score(plain.images, batch.images)["psnr"].item(),
+        "gleak": scores["psnr"].item(),
+        "thumb8": scores["thumb8"].item(),
+    }
 
 
 def twins(dataset: str, indices: Sequence[int], model: str, seed: int) -> dict[str, float]:
