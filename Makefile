@@ -39,9 +39,8 @@ pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book 
 	$(VENV) -m gleak pdf
 
 test: setup lint  ## run all tests: package, chapters on other data and as committed, book
-	$(VENV) -m pytest --numprocesses 2 -m "slow or not slow"
-	$(VENV) -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile \
-		--override-ini addopts= --override-ini filterwarnings= notebooks
+	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --numprocesses 2 \
+		--dist loadfile --no-loadscope-reorder tests gleak notebooks
 
 lint: setup
 	$(VENV) -m ruff check .

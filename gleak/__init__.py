@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 __getattr__, _, everything = lazy_loader.attach_stub(__name__, __file__)
 # What needs an extra is there, but not listed: help(gleak) looks at all that is.
-__all__ = [name for name in everything if name not in ("figures", "risk")]
+__all__ = [name for name in everything if name != "figures"]
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,12 @@
 # The face of the package. What stands here is imported on first use, so `import gleak` is quick.
-# figures and risk need the extra `figures`; gleak.flower (extra `flower`) is imported by its name.
+# figures needs the extra `figures`; gleak.flower (extra `flower`) is imported by its name.
 
+from . import answers as answers
 from . import client as client
 from . import data as data
 from . import datasets as datasets
 from . import defences as defences
+from . import defended as defended
 from . import figures as figures
 from . import inversion as inversion
 from . import labels as labels
@@ -26,6 +28,7 @@ from .inversion import invert as invert
 from .inversion import list_attacks as list_attacks
 from .inversion import list_update_models as list_update_models
 from .labels import compare_labels as compare_labels
+from .labels import guess_samples as guess_samples
 from .labels import label_posterior as label_posterior
 from .labels import list_label_methods as list_label_methods
 from .labels import restore_labels as restore_labels

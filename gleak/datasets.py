@@ -168,29 +168,39 @@ def of_files(name: str, found: Listing, image_size: int | None) -> Source:
     )
 
 
+# Pillow's names of what can be turned into RGB without a guess.
+COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+
+
 def read_image(file: Path) -> torch.Tensor:
     """An image file as (C, H, W) float in [0, 1]: one channel if it is gray, else three.
 
     Turned as its EXIF orientation says. Transparent pixels are put on white, palettes and CMYK
-    become RGB, 16-bit gray keeps its depth.
+    become RGB, 16-bit gray keeps its depth, and 16-bit colour the upper 8 bits. Of several frames
+    the first is read.
 
-    Raises ValueError that names the file when it is broken, too large to be meant, or its values
-    have no known range.
+    Raises ValueError that names the file when it is broken, too large to be meant, of a colour
+    space that says not what its numbers mean, or its values have no known range.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            # of a path Pillow 13 maps uncompressed TIFFs, and those that are turned come out wrong
+            with file.open("rb") as stream, Image.open(stream) as opened:
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error
+    if image.mode not in COLOURS and not image.mode.startswith(("I", "F")):
+        raise ValueError(f"{file} is in {image.mode}, which is not read here: save it as RGB")
     if image.mode.startswith(("I", "F")):  # gray of more than 8 bits; Pillow says not of how many
         pixels = torch.from_numpy(np.array(image, dtype=np.float64))
+        clear = pixels == image.info.get("transparency", np.nan)
         if image.mode != "F":
             pixels = pixels / 65535
+        pixels[clear] = 1
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError(f"{file} has values outside 16-bit integers or floats in [0, 1]")
         return pixels.float()[None]

@@ -3,7 +3,6 @@
 The strategy is Flower's own FedAvg: it asks clients for nothing that they would not send anyway.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,16 +10,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from gleak.extras import extra
+from gleak.kept import kept_updates as kept_updates
 from gleak.storage import whole
-from gleak.update import Update, WeightsUpdate
 
 with extra("flower"):
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+    from flwr.common.serde import recorddict_from_proto
+    from flwr.proto.message_pb2 import Message as ProtoMessage
     from flwr.serverapp import Grid
     from flwr.serverapp.strategy import FedAvg
+    from google.protobuf.message import DecodeError
 
 
 class KeepUpdates(FedAvg):
@@ -66,33 +67,32 @@ def keep(arrays: ArrayRecord, path: Path) -> None:
         save_file(tensors, partial)
 
 
-def kept_updates(
-    folder: str | Path,
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    *,
-    server_round: int = 1,
-    training: bool = True,
-) -> list[WeightsUpdate]:
-    """The updates of one round that `KeepUpdates` kept, one for each client.
+def read_message(file: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """A message of Flower, as it travels (protobuf): its arrays by name, and its numbers.
 
-    model: gives the architecture; its weights are those that the server sent in that round.
+    Numbers are those of its metrics, such as the client's "num-examples". Arrays are NumPy's, and
+    never objects.
 
-    Raises FileNotFoundError when nothing of that round was kept.
+    Raises FileNotFoundError, or ValueError for anything else than a message with arrays.
     """
-    folder = Path(folder) / f"round-{server_round}"
-    if not (folder / "told.json").is_file():
-        raise FileNotFoundError(f"no round {server_round} in {folder.parent}")
-    told = json.loads((folder / "told.json").read_text())
-    updates = [
-        Update.from_weights(
-            folder / "sent.safetensors",
-            file,
-            model,
-            num_samples=int(float(file.stem.rpartition("-")[2])),
-            input_shape=input_shape,
-            training=training,
-        )
-        for file in sorted(folder.glob("client-*.safetensors"))
-    ]
-    return [dataclasses.replace(update, facts=told) for update in updates]  # by any name
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        content = recorddict_from_proto(ProtoMessage.FromString(path.read_bytes()).content)
+        arrays = [
+            (name, array.numpy())
+            for record in content.array_records.values()
+            for name, array in record.items()
+        ]
+    except (DecodeError, ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a message of Flower: {error}") from None
+    if not arrays:
+        raise ValueError(f"{path} is a message of Flower without arrays")
+    numbers = {
+        name: value
+        for record in content.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, (int, float))
+    }
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays}, numbers

@@ -14,7 +14,14 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from gleak.data import Batch
 from gleak.extras import extra
 from gleak.network import as_sent, find_classifier
-from gleak.wire import FORMATS, check_fits, read_tensors
+from gleak.wire import (
+    FORMATS,
+    check_fits,
+    named_tensors,
+    numbered,
+    read_tensors,
+    without_prefix,
+)
 
 # Mean and standard deviation of the training images, per channel.
 NORMALISATION = {
@@ -251,15 +258,42 @@ def from_module(path: str, fits: Mapping[str, Any], options: Mapping[str, Any]) 
 
 
 def load_weights(net: nn.Module, file: str | Path) -> None:
-    """Put a file's tensors into a network, named as in it or as in it behind its normalisation."""
-    tensors = read_tensors(file)
+    """Put a file's tensors into a network, named as in it or as in it behind its normalisation.
+
+    What DataParallel, compile or Opacus put before all names is left out.
+    """
     own = net.state_dict()
-    behind = isinstance(net, nn.Sequential) and isinstance(net[0], Normalise)
-    if behind and not tensors.keys() & own.keys():
-        net = net.get_submodule("1")
-        own = net.state_dict()
+    tensors = named_for(net, read_tensors(file))
+    if normalises(net):
+        tensors = {name: own[name] for name in ("0.mean", "0.std")} | tensors
     check_fits(tensors, own, what=f"{file}", complete=True)
     net.load_state_dict(tensors)
+
+
+def normalises(net: nn.Module) -> bool:
+    """Whether the network is one of others behind a normalisation, as `build_model` puts it."""
+    return isinstance(net, nn.Sequential) and len(net) == 2 and isinstance(net[0], Normalise)
+
+
+def named_for(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names of a network, where theirs are those of the one behind a normalisation.
+
+    >>> net = nn.Sequential(Normalise([0.5], [0.25]), nn.Linear(2, 2))
+    >>> list(named_for(net, {"module.bias": torch.zeros(2)}))
+    ['1.bias']
+    """
+    own = net.state_dict()
+    tensors = without_prefix(tensors, own)
+    if not normalises(net) or tensors.keys() & own.keys():
+        return tensors
+    inner = net.get_submodule("1")
+    if numbered(tensors):
+        if len(tensors) == len(own):
+            return tensors
+        parameters = dict(inner.named_parameters())
+        tensors = named_tensors(tensors, inner.state_dict(), parameters, "the file")
+    found = without_prefix(tensors, inner.state_dict())
+    return {f"1.{name}": value for name, value in found.items()}
 
 
 def check_takes(net: nn.Module, name: str, batch: Batch) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 # What starts the runs, or shows what they found, but cannot change it.
-MACHINERY = ("study", "__main__.py", "figures.py", "flower.py")
+MACHINERY = ("study", "__main__.py", "figures.py", "flower.py", "kept.py")
 
 
 @cache

@@ -32,6 +32,7 @@ from gleak.wire import (
     Weights,
     check_fits,
     dense,
+    named_tensors,
     precision_of,
     read_parts,
     trained_weights,
@@ -40,6 +41,7 @@ from gleak.wire import (
 )
 
 Statistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+KINDS = ("mean", "variance")  # of these pairs
 
 # Facts whose meaning is known: what holds for their values, and in words.
 FACTS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -48,6 +50,22 @@ FACTS: dict[str, tuple[Callable[[float], bool], str]] = {
     "batch_size": (lambda value: value >= 1 and value == int(value), "a whole number from 1 on"),
     "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "drop_last": (lambda value: value in (0, 1), "true or false"),
+    "weight_decay": (lambda value: value >= 0, "at least 0"),
+    # Known, and not followed here: what one may tell in their place.
+    "nesterov": (
+        lambda value: value == 0,
+        "false: Nesterov's momentum is not followed; of a single step tell lr (1 + momentum) as lr "
+        "and no momentum",
+    ),
+    "dampening": (
+        lambda value: value == 0,
+        "0: it is not followed; of a single step leave out momentum, too",
+    ),
+    "label_smoothing": (
+        lambda value: value == 0,
+        "0: rules and searches here are for labels that are not smoothed, and say nothing of "
+        "others; see what the same client gives away without smoothing",
+    ),
 }
 
 
@@ -84,9 +102,10 @@ class Update(ABC):
     input_shape
         (C, H, W) of one image; images are floats in [0, 1].
     facts
-        What the client told besides, plain numbers by any name. These have a meaning: lr (> 0),
-        epochs and batch_size (whole, >= 1), momentum (in [0, 1)), drop_last (true or false). A
-        method asks for what it needs by `told`.
+        What the client told besides, plain numbers by any name. These have a meaning: lr (> 0; its
+        mean, where a schedule changes it), epochs and batch_size (whole, >= 1), momentum (in
+        [0, 1)), drop_last (true or false), weight_decay (>= 0, of SGD). nesterov, dampening and
+        label_smoothing are refused unless they are 0. A method asks for what it needs by `told`.
     precision
         The largest relative error of a value that was sent, from rounding. Unless it is given, it
         is read off the digits (see `gleak.wire.precision_of`), again whenever others are put in
@@ -268,7 +287,9 @@ class Update(ABC):
         FedSGD: the gradient itself. FedAvg: (W0 - WT) / (lr s) with s local steps, the mean of the
         local gradients if the client ran plain SGD. With momentum m, told or else taken as 0, the
         gradient of step t weighs 1 + m + ... + m^(s - t), t = 1 ... s, and the sum of these weights
-        takes the place of s.
+        takes the place of s. With weight decay d, told or else taken as 0, what it added is taken
+        off: d times the weights where the local gradients were taken on average, on the straight
+        line from W0 to WT.
 
         Returns
         -------
@@ -510,7 +531,7 @@ class Update(ABC):
         statistics = {
             f"{layer}.{kind}": value
             for layer, pair in self.statistics.items()
-            for kind, value in zip(("mean", "variance"), pair, strict=True)
+            for kind, value in zip(KINDS, pair, strict=True)
         }
         about = {
             "num_samples": self.num_samples,
@@ -545,6 +566,10 @@ class Update(ABC):
         weights, statistics = parts.pop("model"), parts.pop("statistics")
         try:
             model = as_sent(model, about["training"])
+            weights = without_prefix(weights, model.state_dict())
+            statistics = without_prefix(
+                statistics, {f"{n}.{kind}": 0 for n in batch_norms(model) for kind in KINDS}
+            )
             check_fits(weights, model.state_dict(), what="the saved model", complete=True)
             model.load_state_dict(weights)
             layers = {name.rpartition(".")[0] for name in statistics}
@@ -602,8 +627,8 @@ class Update(ABC):
         statistics
             Of what entered batch norm layers at the client, where they are known.
         facts
-            What is known besides, such as lr, epochs, batch_size, momentum and drop_last; None is
-            not told.
+            What is known besides, such as lr, epochs, batch_size, momentum, drop_last and
+            weight_decay; None is not told.
 
         Raises
         ------
@@ -637,6 +662,53 @@ class Update(ABC):
             num_samples,
             input_shape,
             weights_after=trained,
+            facts={name: value for name, value in facts.items() if value is not None},
+            statistics=statistics or {},
+        )
+
+    @classmethod
+    def from_gradient(
+        cls,
+        gradient: Weights,
+        model: nn.Module,
+        *,
+        num_samples: int,
+        input_shape: tuple[int, int, int],
+        training: bool = True,
+        statistics: Statistics | None = None,
+        **facts: float | None,
+    ) -> "GradientUpdate":
+        """A FedSGD update from a gradient as any client or server stored it.
+
+        Parameters
+        ----------
+        gradient
+            As `after` of `from_weights`; a sequence is in the order of `model.parameters()`.
+        model
+            The network as the server sent it. It is copied, not changed.
+        num_samples, input_shape, training, statistics, facts
+            As for `from_weights`.
+
+        Raises
+        ------
+        ValueError
+            Where names, shapes or values do not fit, or for a file that cannot be trusted.
+        FileNotFoundError
+            When there is no such file.
+
+        Examples
+        --------
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> sent = [torch.ones(3, 4), torch.zeros(3)]
+        >>> Update.from_gradient(sent, net, num_samples=2, input_shape=(1, 2, 2))
+        GradientUpdate(2 samples of 1x2x2, 3 classes, 15 values sent)
+        """
+        parameters = dict(model.named_parameters())
+        return GradientUpdate(
+            as_sent(model, training),
+            num_samples,
+            input_shape,
+            gradient=named_tensors(gradient, parameters, parameters, "gradient"),
             facts={name: value for name, value in facts.items() if value is not None},
             statistics=statistics or {},
         )
@@ -746,12 +818,18 @@ class WeightsUpdate(Update):
 
     def equivalent_gradient(self) -> dict[str, torch.Tensor]:
         (lr,) = self.told("lr")
-        weight = weight_of_steps(self.local_steps, self.facts.get("momentum", 0.0))
+        momentum, decay = (self.facts.get(name, 0.0) for name in ("momentum", "weight_decay"))
+        weight = weight_of_steps(self.local_steps, momentum)
         before = dict(self.model.named_parameters())
-        return {
+        gradient = {
             name: (before[name].detach() - after) / (lr * weight)
             for name, after in self.weights_after.items()
         }
+        if decay:
+            place = mean_place(self.local_steps, momentum)
+            for name, after in self.weights_after.items():
+                gradient[name] -= decay * before[name].detach().to(after).lerp(after, place)
+        return gradient
 
     def as_gradient(self, place: float | None = None) -> GradientUpdate:
         gradient, model = self.equivalent_gradient(), copy.deepcopy(self.model)

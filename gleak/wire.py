@@ -4,6 +4,8 @@ as code; what they hold is checked against the model; and how exact it is can be
 
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ FORMATS = (".safetensors", ".npz", ".pt", ".pth")
 # What wrappers of a network put before the names of its parameters: nn.DataParallel and
 # DistributedDataParallel, torch.compile, and Opacus.
 WRAPPERS = ("module.", "_orig_mod.", "_module.")
+
+# Names that NumPy gives to arrays without one.
+NUMBERED = re.compile(r"arr_\d+")
 
 # Tensors as any client or server stored them: a file of one of FORMATS, a mapping of name to tensor
 # or array, or arrays in the order of `model.state_dict()`.
@@ -89,7 +94,9 @@ def check_claim(file: IO[bytes], size: int, what: str) -> None:
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it looks at sparse tensors closely
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its message tells how to run the code all the same
         raise ValueError(
             f"{path} is no plain state dict: it is damaged, or holds more than tensors, which can "
@@ -97,8 +104,9 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a file of torch.save: {error}") from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]  # as many training scripts wrap it
+    for key in ("state_dict", "model_state_dict", "model"):  # as many training scripts wrap it
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
     if not isinstance(found, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in found.values()
     ):
@@ -154,10 +162,14 @@ def named_tensors(
 
     own, parameters: the model's state dict, and its parameters alone; what: a word for errors.
 
+    A file of arrays without names is such a sequence.
+
     Raises ValueError for another number of arrays, or what is not made of numbers.
     """
     if isinstance(weights, str | Path):
         weights = read_tensors(weights)
+    if isinstance(weights, Mapping) and numbered(weights):
+        weights = [weights[name] for name in sorted(weights, key=lambda name: int(name[4:]))]
     if not isinstance(weights, Mapping):
         weights = list(weights)
         names = parameters if len(weights) == len(parameters) else own
@@ -172,6 +184,16 @@ def named_tensors(
         return without_prefix(tensors, own)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{what}` is not made of numbers: {error}") from None
+
+
+def numbered(names: Iterable[str]) -> bool:
+    """Whether arrays came without names, by np.savez(file, *arrays), as servers of Flower do it.
+
+    >>> numbered(["arr_0", "arr_1"]), numbered(["0.bias"])
+    (True, False)
+    """
+    found = list(names)
+    return bool(found) and all(map(NUMBERED.fullmatch, found))
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -214,11 +236,7 @@ def trained_weights(
     """
     own, parameters = model.state_dict(), dict(model.named_parameters())
     if before is not None:
-        start = named_tensors(before, own, parameters, "before")
-        check_fits(start, own, what="`before`")
-        sent = {name: value for name, value in start.items() if name in parameters}
-        check_fits(sent, parameters, what="`before`", complete=True)
-        model.load_state_dict(start, strict=False)  # buffers may be missing
+        put_weights(model, before)
     end = named_tensors(after, own, parameters, "after")
     check_fits(end, own, what="`after`")
     trained = {name for name, p in parameters.items() if p.requires_grad}
@@ -228,6 +246,19 @@ def trained_weights(
     if delta:
         return {name: parameters[name].detach() + change for name, change in kept.items()}
     return kept
+
+
+def put_weights(model: nn.Module, weights: Weights) -> None:
+    """Put the weights before training into the model: all parameters, with or without buffers.
+
+    Raises ValueError where names, shapes or values do not fit.
+    """
+    own, parameters = model.state_dict(), dict(model.named_parameters())
+    start = named_tensors(weights, own, parameters, "before")
+    check_fits(start, own, what="`before`")
+    sent = {name: value for name, value in start.items() if name in parameters}
+    check_fits(sent, parameters, what="`before`", complete=True)
+    model.load_state_dict(start, strict=False)
 
 
 def check_fits(

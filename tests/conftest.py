@@ -1,18 +1,64 @@
 import copy
+import itertools
+import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from filelock import FileLock
+from kernels import Kernels
+from slices import slices
 
 import gleak
 from gleak.study import chapters
+
+# torch is imported where it is used: xdist's first process needs none, and it takes long
+
+
+def pytest_configure(config):
+    """Where chapters are executed, start their kernels' server; once, and not in each worker."""
+    if config.getoption("nbval_lax", False) and not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp()
+        kernels = Kernels(Path(folder))
+        config.add_cleanup(kernels.stop)
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the chapters what their checked cells need; and what takes long starts first."""
+    kept, left = [], []
+    for file, of_file in itertools.groupby(items, lambda item: item.path):
+        of_file = list(of_file)
+        if file.suffix != ".ipynb":
+            kept += of_file
+            continue
+        for item, source in zip(of_file, slices([i.cell for i in of_file]), strict=True):
+            item.cell.source = source
+            (kept if source else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = sorted(kept, key=lambda item: -seconds(item))
+
+
+@cache
+def chapter_seconds():
+    """Chapter -> how long its committed notebook took."""
+    records = chapters.runtimes("reference").glob("*.json")
+    return {file.stem: json.loads(file.read_text())["seconds"] for file in records}
+
+
+def seconds(item):
+    """How long a chapter takes, whatever is marked as slow more than that, and 0 for the rest."""
+    if item.get_closest_marker("slow"):
+        return math.inf
+    return chapter_seconds().get(item.path.stem, 0)
 
 
 @pytest.fixture
@@ -24,6 +70,8 @@ def batch():
 @pytest.fixture
 def tiny():
     """Three random 1x4x4 images of three classes, one of them repeated."""
+    import torch
+
     images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return gleak.Batch(images, torch.tensor([2, 0, 2]), ["a", "b", "c"])
 
@@ -31,6 +79,8 @@ def tiny():
 @pytest.fixture
 def two_layers():
     """A network made by hand: flatten, linear 16 -> 5, ReLU, linear 5 -> 3."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return torch.nn.Sequential(
@@ -44,6 +94,7 @@ def sent_in():
 
     It computes in float32; for float64, in float64.
     """
+    import torch
 
     def make(dtype, model, batch):
         if dtype == torch.float64:

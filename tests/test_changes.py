@@ -6,11 +6,13 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from gleak.study.changes import changes
-from gleak.study.verdicts import MIME
+from gleak.study.verdicts import KEYS, MIME
 
 
-def notebook(verdict, claim):
-    record = {"claim": 1, "verdict": verdict, "setting": "here", "measured": "1 dB", "why": "so"}
+def notebook(grade, claim):
+    where = {**dict.fromkeys(KEYS, "x"), "words": "here"}
+    found = {"grade": grade, "numbers": "1 dB", "reason": "so"}
+    record = {"claims": [1], "rows": [{"setting": where, "paper": found, "any": found}]}
     shown = new_output("display_data", data={MIME: record, "text/plain": "a box"})
     printed = new_output("stream", text=f"it leaks: {claim}\n")
     checked = {"tags": ["nbval-check-output"]}
@@ -34,11 +36,13 @@ def test_changes_name_what_is_new_and_what_is_gone(tmp_path):
     git("add", ".")
     git("commit", "-m", "first")
     assert changes(tmp_path) == []
-    nbformat.write(notebook("holds partly", False), file)
+    nbformat.write(notebook("not shown", False), file)
     assert changes(tmp_path) == [
-        "01_small: no longer: claim 1 holds (here)",
+        "01_small: no longer: claim 1 holds (paper; here)",
+        "01_small: no longer: claim 1 holds (any; here)",
         "01_small: no longer: it leaks: True",
-        "01_small: now: claim 1 holds partly (here)",
+        "01_small: now: claim 1 not shown (paper; here)",
+        "01_small: now: claim 1 not shown (any; here)",
         "01_small: now: it leaks: False",
     ]
     nbformat.write(notebook("holds", True), file.with_name("02_new.ipynb"))

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -297,6 +298,78 @@ def test_exif_orientation_is_followed(tmp_path):
     assert read.shape == (3, 16, 8)
     assert read[:, :8].mean() == 1
     assert read[:, 8:].mean() == 0
+
+
+# tag -> where the corner that is stored first lies in the image, (row, column)
+CORNERS = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1)}
+CORNERS[8] = (-1, 0)
+
+
+@pytest.mark.parametrize("tag", CORNERS)
+@pytest.mark.parametrize("ending", ["png", "tiff", "jpg"])
+def test_all_orientations_of_exif(tmp_path, tag, ending):
+    pixels = np.zeros((16, 24), dtype=np.uint8)
+    pixels[:8, :8] = 255  # one block of JPEG
+    turned = Image.Exif()
+    turned[0x0112] = tag
+    Image.fromarray(pixels).save(tmp_path / f"x.{ending}", exif=turned)
+    read = read_image(tmp_path / f"x.{ending}")
+    assert read.shape == ((1, 16, 24) if tag < 5 else (1, 24, 16))
+    row, column = CORNERS[tag]
+    assert read[0, row, column] > 0.9
+    assert (read > 0.5).sum() == 64
+
+
+def png(path, kind, width, values, *chunks):
+    """A PNG of one row of 16-bit samples, as Pillow does not write them."""
+
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    header = struct.pack(">IIBBBBB", width, 1, 16, kind, 0, 0, 0)
+    row = b"\0" + struct.pack(f">{len(values)}H", *values)
+    parts = [chunk(b"IHDR", header), *(chunk(*pair) for pair in chunks)]
+    parts += [chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_sixteen_bits_of_colour_and_of_transparency(tmp_path):
+    file = tmp_path / "x.png"
+    png(file, 2, 2, [65535, 0, 257, 32896, 1, 65535])
+    read = read_image(file)
+    torch.testing.assert_close(
+        read[:, 0].T, torch.tensor([[1, 0, 1 / 255], [128 / 255, 0, 1]]), rtol=0, atol=1e-6
+    )
+    png(file, 0, 2, [65535, 257], (b"tRNS", struct.pack(">H", 257)))  # a gray that is clear
+    assert read_image(file).tolist() == [[[1, 1]]]
+    png(file, 0, 2, [65535, 257], (b"tRNS", struct.pack(">H", 258)))
+    torch.testing.assert_close(read_image(file)[0], torch.tensor([[1, 257 / 65535]]))
+    png(file, 4, 2, [32896, 65535, 257, 0])  # gray with an alpha
+    torch.testing.assert_close(read_image(file)[:, 0, 1], torch.ones(3))
+    torch.testing.assert_close(read_image(file)[:, 0, 0], torch.full((3,), 128 / 255))
+
+
+def test_colours_that_would_be_a_guess_are_refused(tmp_path):
+    Image.new("LAB", (2, 2), (128, 10, 10)).save(tmp_path / "lab.tiff")
+    with pytest.raises(ValueError, match="lab.tiff is in LAB, which is not read here: save it as"):
+        read_image(tmp_path / "lab.tiff")
+    Image.fromarray(np.int32([[0, 70_000]])).save(tmp_path / "wide.tiff")
+    with pytest.raises(ValueError, match="wide.tiff has values outside 16-bit integers"):
+        read_image(tmp_path / "wide.tiff")
+
+
+@pytest.mark.parametrize("kind", ["folder", "images"])
+def test_images_that_are_not_square_come_as_they_are(tmp_path, kind):
+    made = {
+        name: picture(tmp_path / (f"{name}/0.png" if kind == "folder" else f"{name}_0.png"),
+                      size=(5, 3))
+        for name in ("cat", "dog")
+    }  # fmt: skip
+    batch = gleak.load_batch(f"{kind}:{tmp_path}", indices=[1, 0])
+    assert batch.names == ["dog", "cat"] and batch.image_shape == (3, 3, 5)
+    for name, image in zip(batch.names, batch.images, strict=True):
+        torch.testing.assert_close(image, made[name].permute(2, 0, 1))
 
 
 def test_broken_files_are_named_and_refused(tmp_path, monkeypatch):

@@ -134,20 +134,19 @@ def test_an_image_that_weights_give_away_needs_no_search(batch):
     assert gleak.score(result.images, one.images)["psnr"][0] > 55
 
 
-@pytest.mark.parametrize("update_model", [None, "unrolled"])
-def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch, update_model):
+def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch):
     """They used to end, without a word, after 100 steps that were meant as a first guess."""
     update = gleak.fedavg(gleak.build_model("lenet", batch, seed=1), batch, epochs=4, lr=0.05)
-    search = {"iterations": 160, "update_model": update_model, "progress": False}
-    result = gleak.invert(update, batch.label_counts, "gleak", **search)
-    assert len(result.history) == 160
-    assert result.way == "gradient matching, update model unrolled"
-    assert "drift" in result.fell_back[0]
-    middle = gleak.invert(
-        update, batch.label_counts, "gleak", **search | {"update_model": "equivalent"}
-    )
-    psnr = [gleak.score(r.images, batch.images).psnr.mean() for r in (result, middle)]
-    assert psnr[0] > psnr[1] - 0.5
+    psnr = {}
+    for update_model in (None, "unrolled", "equivalent"):
+        search = {"iterations": 104, "update_model": update_model, "progress": False}
+        result = gleak.invert(update, batch.label_counts, "gleak", **search)
+        psnr[update_model] = gleak.score(result.images, batch.images).psnr.mean()
+        if update_model != "equivalent":
+            assert len(result.history) == 104
+            assert result.way == "gradient matching, update model unrolled"
+            assert "drift" in result.fell_back[0]
+    assert min(psnr[None], psnr["unrolled"]) > psnr["equivalent"] - 0.5
 
 
 def test_many_local_steps_without_a_closed_form_are_read_in_the_middle(batch):

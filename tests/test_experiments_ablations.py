@@ -10,9 +10,6 @@ from torch import nn
 import gleak
 from gleak.inversion import DISTANCES, simulate
 from gleak.study import chapters
-from gleak.study.displays import same_label as same_display
-from gleak.study.displays import training_stage as stage_display
-from gleak.study.displays import wrong_label as wrong_display
 from gleak.study.experiments import same_label, training_stage, wrong_label
 from gleak.study.experiments.ablation import family, few, untrained
 from gleak.study.runner import run_grid
@@ -35,15 +32,6 @@ def update(four):
 @pytest.fixture(scope="module")
 def equal():
     return same_label.of_one_class(SAMPLES, 4)
-
-
-@pytest.fixture
-def judged(monkeypatch):
-    """The verdicts that displays pass, in their order."""
-    passed = []
-    for display in (wrong_display, same_display, stage_display):
-        monkeypatch.setattr(display, "verdict", lambda **words: passed.append(words))
-    return passed
 
 
 def all_different(settings):
@@ -285,21 +273,6 @@ def test_labels_of_an_untrained_network_are_repaired():
     assert (means["exact"], means["wrong"], means["no answer"]) == (0.5, 0.0, 0.5)
 
 
-def test_the_verdicts_on_wrong_labels_follow_the_numbers(judged):
-    lost = pd.Series({"right": 20.0, "wrong": 14.0, "flat": 14.0})
-    worse = pd.Series({"right": 20.0, "wrong": 17.0, "flat": 14.0})
-    for pairs in ({"cosine": lost, "L2": lost}, {"cosine": lost, "L2": worse}):
-        wrong_display.judge_matching(pairs, "convnet", SAMPLES, 4, 3)
-    assert [words["verdict"] for words in judged] == ["holds", "holds partly"]
-    assert "20.0 to 17.0 dB (L2)" in judged[1]["measured"]
-    recorded = pd.DataFrame({"network": ["b", "a"], "images": [4, 8]})
-    words = pd.Series(["all are lost", "only the touched", "nothing to lose"])
-    wrong_display.judge_recorded(recorded, words)
-    wrong_display.judge_recorded(recorded, words[:1])
-    assert [words["verdict"] for words in judged[2:]] == ["holds partly", "holds"]
-    assert judged[2]["measured"].startswith("of 2 cases")
-
-
 # -- equal labels ---------------------------------------------------------------------------------
 
 
@@ -399,25 +372,6 @@ def test_digits_that_tell_images_apart():
     assert (same_label.digit_errors(digits, "best")["float64"] <= errors["float64"]).all()
 
 
-def table_of(distinct, equal):
-    """Means of matching and of the closed form, with these correlations of the differences."""
-    index = pd.MultiIndex.from_product(
-        [["matching", same_label.CLOSED_FORM], ["distinct", "equal"]], names=["case", "labels"]
-    )
-    table = pd.DataFrame({"differences": [distinct, equal] * 2}, index=index)
-    return table.assign(**{"psnr": 15.0, "mean image": 14.0, "mean restored": 21.0})
-
-
-@pytest.mark.parametrize(("left", "verdict"), [(0.2, "holds"), (0.6, "does not hold")])
-def test_the_verdicts_on_equal_labels_follow_the_share_that_is_left(judged, left, verdict):
-    table = table_of(0.8, 0.8 * left)
-    assert same_display.share(table, "matching") == pytest.approx(left)
-    same_display.judge_matching(table, "convnet", SAMPLES, 4, 3)
-    same_display.judge_closed_form(table)
-    assert [words["verdict"] for words in judged] == [verdict] * 2
-    assert f"{left:.0%} are left" in judged[0]["measured"]
-
-
 # -- the stage of training ------------------------------------------------------------------------
 
 
@@ -495,34 +449,3 @@ def test_labels_at_a_stage():
     assert training_stage.named(labels).zlg[0] == labels.zlg.mean()
     means = training_stage.label_means(labels).loc["digits", 0]
     assert means["zlg ±"] == pytest.approx(labels.zlg.std())
-
-
-@pytest.mark.parametrize(
-    ("last", "wrong", "verdict"),
-    [(3.0, 3.0, "holds"), (0.0, 3.0, "holds partly"), (0.0, 0.0, "does not hold")],
-)
-def test_the_verdict_on_images_follows_the_gains(judged, last, wrong, verdict):
-    gains = {(0, "all"): 5.0, (9, "all"): last, (9, "right"): -1.0, (9, "wrong"): wrong}
-    columns = ["accuracy", "entropy", "loss", "psnr", "flat", "ssim", "distance", "gradient"]
-    frame = pd.DataFrame(
-        [
-            {"pool": "digits", "step": step, "kind": kind, "gain": gain, "gleak gain": 0.5}
-            for (step, kind), gain in gains.items()
-        ]
-    ).assign(**dict.fromkeys([*columns, "own softmax"], 1.0), **{"closed form": True})
-    table = training_stage.stage_means(frame[frame.kind == "all"])
-    late = training_stage.late_means(frame, 9)
-    where = stage_display.where("convnet", ["digits"], [0, 9])
-    stage_display.judge_images(frame, table, late, where, 2, 3)
-    assert judged[0]["verdict"] == verdict
-    assert f"5.0, {last:.1f}, {wrong:.1f} dB on digits" in judged[0]["measured"]
-    assert "after 0, 9 steps" in judged[0]["setting"]
-
-
-@pytest.mark.parametrize(
-    ("zlg", "verdict"), [(0.6, "holds"), (0.4, "holds partly"), (0.3, "does not hold")]
-)
-def test_the_verdict_on_labels_follows_what_is_ahead_of_a_guess(judged, zlg, verdict):
-    told = {"zlg_first": 0.9, "zlg_last": zlg, "gleak_last": 0.8, "even_last": 0.25}
-    stage_display.judge_labels(told, "convnet on digits", 32, 3)
-    assert judged[0]["verdict"] == verdict

@@ -32,15 +32,6 @@ FOUR = {"dataset": "cifar10-samples", "indices": [0, 1, 3, 4]}
 RESULTS = chapters.root() / "book" / "results"
 
 
-@pytest.fixture
-def verdicts(monkeypatch):
-    """What the displays say, in place of showing it."""
-    said = []
-    for module in (fedsgd_display, fedavg_display, imagenet_display, ingredients_display):
-        monkeypatch.setattr(module, "verdict", lambda **words: said.append(words))
-    return said
-
-
 # What several chapters share.
 
 
@@ -317,17 +308,6 @@ def test_the_card_is_shared_by_two_chapters():
     assert all(imagenet_display.card_claims(photos).values())
 
 
-@pytest.mark.parametrize(
-    ("gap", "word"),
-    [([1.0, 2.0], "holds"), ([-1.0, 2.0], "holds partly"), ([-1.0, -2.0], "does not hold")],
-)
-def test_the_verdict_on_rivals_follows_the_numbers(verdicts, gap, word):
-    fedsgd_display.verdict_on_rivals("convnet", pd.Series(gap))
-    (said,) = verdicts
-    assert said["verdict"] == word
-    assert said["measured"].endswith(f"ahead in {sum(g > 0 for g in gap)} of 2")
-
-
 def test_tabled_takes_the_seeds_that_all_attacks_ran_with():
     rows = pd.DataFrame(
         {
@@ -343,12 +323,10 @@ def test_tabled_takes_the_seeds_that_all_attacks_ran_with():
     assert table.loc[0.1].to_dict() == {"flat": 5, "thumbnail": 7, "seeds": 1, "a": 10, "b": 12}
 
 
-def test_recorded_runs_from_weights(verdicts):
+def test_recorded_runs_from_weights():
     stored = fedavg_display.whole_batches(recorded.read(RESULTS / "06_images_fedavg.csv"))
     assert (stored.B >= 1).all()
     assert all(fedavg_display.recorded_claims(stored).values())
-    fedavg_display.verdict_on_recorded(stored)
-    assert f"of {len(fedavg_display.by_way(stored))} ways" in verdicts[0]["measured"]
 
 
 def test_cases_stand_below_the_one_that_is_known():

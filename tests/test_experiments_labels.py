@@ -11,7 +11,6 @@ from gleak.study import chapters, recorded
 from gleak.study.displays import defences as defences_display
 from gleak.study.displays import first_leak as first_leak_display
 from gleak.study.displays import labels_fedsgd as fedsgd_display
-from gleak.study.displays import verdicts as verdicts_display
 from gleak.study.experiments import defences as defended
 from gleak.study.experiments import first_leak, labels_fedavg, labels_fedsgd
 from gleak.study.experiments.common import clients_and_aux, counted, model_options
@@ -433,22 +432,3 @@ def test_a_secure_sum_keeps_the_model_of_no_defence():
     found = defences_display.named(leaks, kept).set_index("name")
     assert found["accuracy"].to_dict() == {"nothing": 0.9, "secure sum of 4 clients": 0.9}
     assert found["knowing"]["secure sum of 4 clients"] == 10
-
-
-# Chapter 12
-
-
-def test_a_claim_in_a_sentence():
-    records = pd.DataFrame(
-        {
-            "claim": [1, 1, 1, 2],
-            "verdict": ["holds", "does not hold", "holds", "holds"],
-            "why": ["easy", "hard", "easy", "so"],
-        }
-    )
-    assert verdicts_display.sentence(records, 1) == (
-        "Holds partly (of 3 settings it holds in 2, not in 1): hard"
-    )
-    assert verdicts_display.sentence(records, 2) == "Holds: so"
-    assert "No chapter" in verdicts_display.sentence(records, 3)
-    assert verdicts_display.title("07_wrong_label") == "wrong label"

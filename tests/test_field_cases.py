@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -120,6 +121,112 @@ def test_weights_after_that_are_a_difference(net, trained, batch, steps):
     wrong = dataclasses.replace(update, weights_after=change)
     with pytest.raises(gleak.Contradiction, match="near zero and far from those before"):
         gleak.restore_labels(wrong, "gleak")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_weight_decay_is_undone(net, trained, batch, steps, momentum):
+    facts = {"lr": 0.05, "epochs": steps, "momentum": momentum}
+
+    def decaying(parameters, decay=0.1):
+        return torch.optim.SGD(parameters, 0.05, momentum=momentum, weight_decay=decay)
+
+    update = sent(net, trained(decaying, steps).state_dict(), **facts, weight_decay=0.1)
+    plain = sent(net, trained(lambda p: decaying(p, 0.0), steps).state_dict(), **facts)
+    silent = sent(net, trained(decaying, steps).state_dict(), **facts)
+    expected = plain.equivalent_gradient()
+    near, far = (
+        torch.cat([(u.equivalent_gradient()[n] - g).flatten() for n, g in expected.items()]).norm()
+        for u in (update, silent)
+    )
+    # one step: to the last digits of the weights; more: the way itself is another
+    assert near < (1e-3 if steps == 1 else 0.1) * far
+    assert update.contradictions() == []
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+
+
+def test_a_schedule_is_told_by_its_mean(net, batch):
+    after, rates = copy.deepcopy(net), []
+    optimiser = torch.optim.SGD(after.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
+    for _ in range(6):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.zero_grad()
+        F.cross_entropy(after(batch.images), batch.labels).backward()
+        optimiser.step(), schedule.step()
+    update = sent(net, after.state_dict(), lr=sum(rates) / 6, epochs=6)
+    assert update.contradictions() == []
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        ({"nesterov": True}, r"tell lr \(1 \+ momentum\) as lr"),
+        ({"dampening": 0.5}, "leave out momentum"),
+        ({"label_smoothing": 0.1}, "gives away without smoothing"),
+        ({"weight_decay": -1.0}, "at least 0"),
+    ],
+)
+def test_facts_that_are_not_followed_are_refused(net, trained, fact, words):
+    with pytest.raises(ValueError, match=words):
+        sent(net, trained(sgd).state_dict(), **fact)
+    off = sent(net, trained(sgd).state_dict(), **dict.fromkeys(fact, 0.0))
+    assert off.contradictions() == []
+
+
+def test_one_step_of_nesterov_told_as_the_sentence_says(net, trained, batch):
+    after = trained(lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)).state_dict()
+    update, plain = sent(net, after, lr=0.01 * 1.9), gleak.fedsgd(net, batch)
+    for name, gradient in update.equivalent_gradient().items():
+        torch.testing.assert_close(gradient, plain.gradient[name], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_files_of_half_precision(net, batch, dtype, ending, tmp_path):
+    gradient = {name: g.to(dtype) for name, g in gleak.fedsgd(net, batch).gradient.items()}
+    save = save_file if ending == "safetensors" else torch.save
+    save(gradient, tmp_path / f"half.{ending}")
+    update = gleak.Update.from_gradient(
+        tmp_path / f"half.{ending}", net, num_samples=4, input_shape=SHAPE
+    )
+    assert update.precision == gleak.wire.ROUNDING[dtype]
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+
+
+def test_a_file_of_sparse_gradients(net, batch, tmp_path):
+    update = defences.prune(gleak.fedsgd(net, batch), 0.5)
+    torch.save({n: g.to_sparse() for n, g in update.gradient.items()}, tmp_path / "sparse.pt")
+    read = gleak.Update.from_gradient(tmp_path / "sparse.pt", net, num_samples=4, input_shape=SHAPE)
+    for name, gradient in update.gradient.items():
+        assert torch.equal(read.gradient[name], gradient)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_module."])
+def test_wrapped_names_in_files_of_weights(batch, prefix, tmp_path):
+    """By `weights=` and by `Update.load`, also without the normalisation before the network."""
+    net = gleak.build_model("lenet", batch, seed=5)
+    inner = {prefix + n: value for n, value in net[1].state_dict().items()}
+    whole = {prefix + n: value for n, value in net.state_dict().items()}
+    for tensors, key in ((inner, "state_dict"), (whole, "model_state_dict"), (whole, "model")):
+        torch.save({key: tensors}, tmp_path / "weights.pt")
+        read = gleak.build_model("lenet", batch, weights=tmp_path / "weights.pt")
+        for name, value in net.state_dict().items():
+            assert torch.equal(read.state_dict()[name], value)
+    torch.save({prefix + "1.9.bias": torch.ones(10)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="does not fit the model"):
+        gleak.build_model("lenet", batch, weights=tmp_path / "weights.pt")
+
+
+def test_an_update_saved_behind_a_wrapper(net, batch, tmp_path):
+    wrapped = gleak.fedsgd(nn.DataParallel(net), batch)
+    wrapped.save(tmp_path / "update")
+    update = gleak.Update.load(tmp_path / "update", net)
+    assert list(update.gradient) == list(net.state_dict())
+    assert torch.equal(gleak.restore_labels(update, "gleak"), batch.label_counts)
+    again = gleak.Update.load(tmp_path / "update", nn.DataParallel(net))
+    assert list(again.gradient) == list(wrapped.gradient)
 
 
 DEFENCES = {

@@ -1,13 +1,17 @@
-"""What the report says, on cases whose answer is known."""
-
-import dataclasses
+"""Attacks on updates whose answer is known, and what is said of them."""
 
 import pandas as pd
 import pytest
 import torch
 
 import gleak
-from gleak import defences, risk
+from gleak import answers, defences, risk
+from gleak.answers import Answer, Share, Verdict
+from gleak.defended import DEFENCES, SIGNS, headless, kept, noise, private
+from gleak.inversion.distances import cosine, sign_cosine
+
+LEAKS, NOT_FOUND, CANNOT = Verdict.LEAKS, Verdict.NOT_FOUND, Verdict.CANNOT
+QUICK = {"the signs": SIGNS}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +30,16 @@ def scores(*values):
     return frame.assign(mean_colour=10.0, thumb4=15.0, thumb8=20.0)
 
 
-def leak(right, *values):
-    labels = {"instance": right, "chance": 0.4, "corrected": (right - 0.4) / 0.6}
-    return risk.Leak(torch.tensor([1, 1]), labels, None, scores(*values))
+def rows(*values, right, chance=0.4, **more):
+    """Rows of one batch of images at these PSNR, so many of its labels being right."""
+    frame = scores(*values)
+    frame = frame.assign(grade=risk.grade(frame), batch=0, chance=chance, given=False)
+    read = {} if right is None else {"right gleak": right}
+    known = {f"known {name}": value for name, value in vars(risk.Known()).items()}
+    return frame.assign(**read, **known, **more)
+
+
+# -- one update -----------------------------------------------------------------------------------
 
 
 def test_grades_are_set_by_thumbnails():
@@ -37,111 +48,112 @@ def test_grades_are_set_by_thumbnails():
     assert risk.grade(flat) == [0]
 
 
-def test_words_say_what_leaks():
-    words = risk.in_words(leak(1.0, 25, 16, 9))
-    assert "reads 100% of the labels" in words
-    assert "guessing would find 40%" in words
-    assert "1 of 3 clear enough to be recognised (better than an 8×8 thumbnail), 1 of 3 in" in words
-    words = risk.in_words(leak(0.5, 14, 9))
-    assert "no better than guesses" in words
-    assert "None of the 2 images" in words
-
-
-def test_the_advice_is_the_cheapest_defence_that_closes_the_leak():
-    open_, images, both = leak(1.0, 25), leak(1.0, 9), leak(0.4, 9)
-    assert "Nothing was found" in risk.advice(both, {})
-    tried = {"a": (0.9, open_), "b": (0.2, both), "c": (0.5, both), "d": (0.8, images)}
-    assert "**c** closes the leak of labels and images" in risk.advice(open_, tried)
-    assert "**d** closes the leak of images" in risk.advice(open_, {n: tried[n] for n in "ad"})
-    assert "None of the defences" in risk.advice(open_, {"a": tried["a"]})
-
-
 def test_an_update_is_assessed_by_itself(update, batch):
     found = risk.assess(update, batch, iterations=2)
-    assert found.labels["instance"] == 1
-    assert found.labels_leak
-    assert found.result.images.shape == batch.images.shape
-    table = risk.table({"plain": found})
-    assert table.loc["plain", "labels right"] == 1
-    figure, alt = risk.risk({"plain": found})
-    assert "plain: 100% and" in alt
-    assert [axis.get_title() for axis in figure.axes] == ["labels", "images"]
+    assert found.labels["gleak"]["instance"] == 1
+    assert not found.given
+    assert set(found.images) == {"the study's own", "the signs"}
+    best = [score.psnr for score in found.scores.itertuples()]
+    each = [gleak.score(one.images, batch.images)["psnr"] for one in found.images.values()]
+    assert best == pd.concat(each, axis=1).max(axis=1).tolist()
+    assert found.known == risk.Known(10, 10, 2, 2, found.known.layers)
+    assert "layer" in found.known.layers
+    plain = risk.rows_of(found)
+    assert len(plain) == 2
+    assert {row["right gleak"] for row in plain} == {2}
 
 
-def silent(batch):
-    """What a client of two epochs sends that tells nothing of them."""
+def test_a_client_that_tells_no_lr_is_not_called_safe(batch):
     model = gleak.build_model("lenet", batch, seed=1, activation="relu")
-    return gleak.fedavg(model, batch, epochs=2, reveal=())
-
-
-def test_a_client_that_tells_no_lr_is_not_attacked_and_not_called_safe(batch):
-    found = risk.assess(silent(batch), batch, iterations=1)
+    silent = gleak.fedavg(model, batch, epochs=2, reveal=())
+    found = risk.assess(silent, batch, iterations=1)
     assert "lr" in found.not_attacked["labels"]
-    assert found.not_attacked.keys() == {"labels", "images"}
-    assert found.result is None
-    for ask in ("labels_leak", "images_leak", "grades"):
-        with pytest.raises(gleak.MissingKnowledge, match="were not attacked"):
-            getattr(found, ask)
+    assert found.given
+    said = answers.answered(pd.DataFrame(risk.rows_of(found)).assign(batch=0))
+    assert said["labels"].verdict is NOT_FOUND
+    assert not said["labels"].attacked
+    assert said["labels"].fails
+    # one search does without, and the labels were given
+    assert set(found.images) == {"the study's own"}
+    assert "lr" in said["images"].because
+
+
+def test_nothing_that_was_not_attacked_is_called_safe(update, batch):
+    found = risk.assess(update, batch, iterations=1, searches={})
     assert found.scores["psnr"].isna().all()
     assert found.scores["thumb8"].notna().all()
-    assert found.labels["chance"] > 0
-    words = risk.in_words(found)
-    assert "labels were not attacked" in words
-    assert "images were not attacked" in words
-    assert "no better than guesses" not in words
-    assert "finds nothing" not in words
+    said = answers.answered(pd.DataFrame(risk.rows_of(found)).assign(batch=0))
+    for subject in ("images", "pixels"):
+        assert said[subject].verdict is NOT_FOUND
+        assert said[subject].fails
 
 
-def test_images_that_cannot_be_attacked_are_not_called_safe(update, batch, monkeypatch):
-    def refuses(*_, **__):
-        raise gleak.MissingKnowledge("this needs the client's shoe size")
+def test_one_search_that_breaks_leaves_the_others_and_is_told(update, batch, monkeypatch):
+    attack = risk.invert
 
-    plain = risk.assess(update, batch, iterations=1)
-    monkeypatch.setattr(risk, "invert", refuses)
+    def breaks(update, counts, *, attack, **settings):
+        if attack == "gleak":
+            raise RuntimeError("derivative for x is not implemented\nsecond line")
+        return invert(update, counts, attack, **settings)
+
+    invert = attack
+    monkeypatch.setattr(risk, "invert", breaks)
     found = risk.assess(update, batch, iterations=1)
-    assert found.labels_leak
-    assert found.labels == plain.labels
-    assert found.not_attacked == {"images": "this needs the client's shoe size"}
-    assert "not attacked: this needs the client's shoe size" in risk.in_words(found)
-    assert not found.closed("images")
-    table = risk.table({"plain": plain, "other": found})
-    assert table["recognisable"].isna().tolist() == [False, True]
-    assert table["not attacked"].tolist() == ["", "images: this needs the client's shoe size"]
-    figure, alt = risk.risk({"plain": plain, "other": found})
-    assert "other: 100% and images not attacked" in alt
-    assert [text.get_text() for text in figure.axes[1].texts] == ["not attacked"]
-    assert not figure.axes[0].texts
+    assert set(found.images) == {"the signs"}
+    assert found.not_attacked == {"images": "the study's own: derivative for x is not implemented"}
+    said = answers.answered(pd.DataFrame(risk.rows_of(found)).assign(batch=0))
+    assert said["images"].attacked
+    assert "not implemented" in said["images"].because
 
 
-def test_other_errors_of_a_label_rule_are_told_too(update, batch, monkeypatch):
-    def fails(*_, **__):
-        raise ValueError("the label counts are not finite")
+def test_wrong_counts_are_replaced_for_the_images_and_it_is_told(update, batch, monkeypatch):
+    wrong = torch.tensor([2, *[0] * 9])
+    asked = []
 
-    monkeypatch.setattr(risk, "restore_labels", fails)
-    found = risk.assess(update, batch, iterations=1)
-    assert found.not_attacked["labels"] == "the label counts are not finite"
+    def watched(update, counts, **settings):
+        asked.append(counts)
+        raise ValueError("enough")
 
-
-def test_no_defence_is_credited_with_what_was_not_attacked():
-    open_, both = leak(1.0, 25), leak(0.4, 9)
-    unknown = dataclasses.replace(both, not_attacked={"images": "no lr"})
-    tried = {"a": (0.9, unknown), "b": (0.2, both)}
-    words = risk.advice(open_, tried)
-    assert "**b** closes the leak of labels and images" in words
-    assert "not judged: a." in words
-    words = risk.advice(open_, {"a": tried["a"]})
-    assert words == "Not attacked in full, so not judged: a."
-    words = risk.advice(unknown, tried)
-    assert "No defence can be advised" in words
-    assert "images: no lr" in words
-    half = dataclasses.replace(open_, not_attacked={"images": "no lr"})
-    assert "Of the plain update not attacked: images: no lr." in risk.advice(half, tried)
+    monkeypatch.setattr(risk, "restore_labels", lambda *_, **__: wrong)
+    monkeypatch.setattr(risk, "invert", watched)
+    found = risk.assess(update, batch, iterations=1, searches=QUICK)
+    assert found.given
+    assert torch.equal(asked[0], batch.label_counts)
+    assert found.labels["gleak"]["instance"] == 0
 
 
-@pytest.mark.parametrize("iterations", [0, -1])
-def test_no_effort_is_refused(update, batch, iterations):
-    with pytest.raises(ValueError, match="iterations must be at least 1"):
-        risk.assess(update, batch, iterations=iterations)
+def test_an_update_of_zeros_cannot_leak(update, batch):
+    nothing = defences.replaced(update, {n: 0 * g for n, g in update.gradient.items()})
+    found = risk.assess(nothing, batch, iterations=1)
+    assert not found.not_attacked
+    said = answers.answered(pd.DataFrame(risk.rows_of(found)).assign(batch=0))
+    assert {answer.verdict for answer in said.values()} == {CANNOT}
+    assert "all zeros" in said["images"].because
+
+
+def test_equations_are_counted(update):
+    assert risk.limits(update) == {}  # 15,826 numbers for 6,144 pixels
+    few = defences.prune(update, 0.7)
+    assert "6,144 pixel values are unknown" in risk.limits(few)["pixels"]
+
+
+def test_without_the_classifier_no_class_has_a_name(update, batch):
+    own = headless(update)
+    assert update.gradient.keys() - own.gradient.keys() == {"1.7.weight", "1.7.bias"}
+    defence = DEFENCES["classifier stays at the client"]
+    found = risk.assess(
+        own, batch, iterations=1, searches=defence.searches, cannot=defence.cannot(own)
+    )
+    assert found.given
+    assert not found.labels
+    assert "labels" in found.not_attacked
+    assert "renaming" in found.cannot["labels"]
+
+
+@pytest.mark.parametrize("effort", [{"iterations": 0}, {"iterations": 1, "starts": 0}])
+def test_no_effort_is_refused(update, batch, effort):
+    with pytest.raises(ValueError, match="iterations and starts must be at least 1"):
+        risk.assess(update, batch, **effort)
 
 
 def test_a_batch_of_another_size_is_refused(update, batch):
@@ -150,33 +162,119 @@ def test_a_batch_of_another_size_is_refused(update, batch):
         risk.assess(update, other, iterations=1)
 
 
-def test_without_the_classifier_labels_are_guessed(update, batch):
-    kept = risk.headless(update)
-    assert update.gradient.keys() - kept.gradient.keys() == {"1.7.weight", "1.7.bias"}
-    found = risk.assess(kept, batch, iterations=1)
-    assert found.counts.sum() == len(batch)
-    assert found.counts.max() == 1
-
-
-def test_an_update_of_zeros_leaves_nothing(update, batch):
-    nothing = defences.replaced(update, {n: 0 * g for n, g in update.gradient.items()})
-    found = risk.assess(nothing, batch, iterations=1)
-    assert found.result is None
-    assert not found.images_leak
-    assert not found.not_attacked
-    # and of weights that did not move, whatever was told
-    sent = silent(batch)
-    nothing = defences.replaced(sent, {n: 0 * change for n, change in sent.message().items()})
-    found = risk.assess(nothing, batch, iterations=1)
-    assert not found.not_attacked
-    assert found.closed("images")
+# -- defences -------------------------------------------------------------------------------------
 
 
 def test_how_much_of_an_update_is_kept(update):
-    assert risk.kept(update, update) == pytest.approx(1)
-    assert risk.kept(risk.noise(update, 1, seed=0), update) == pytest.approx(0.5**0.5, abs=0.05)
-    loud = risk.noise(update, 100, seed=0)
+    assert kept(update, update) == pytest.approx(1)
+    assert kept(noise(update, 1, seed=0), update) == pytest.approx(0.5**0.5, abs=0.05)
+    loud = noise(update, 100, seed=0)
     assert loud.norm() == pytest.approx(100 * update.norm(), rel=0.05)
     head = {n: g for n, g in update.gradient.items() if n.startswith("1.7.")}
     share = sum(g.square().sum() for g in head.values()).item() / update.norm() ** 2
-    assert risk.kept(risk.headless(update), update) == pytest.approx((1 - share) ** 0.5, rel=1e-4)
+    assert kept(headless(update), update) == pytest.approx((1 - share) ** 0.5, rel=1e-4)
+
+
+def test_what_is_clipped_for_privacy_does_not_depend_on_the_data(batch):
+    model = gleak.build_model("lenet", batch, seed=1, activation="relu")
+    sizes = {
+        round(private(gleak.fedavg(model, part, lr=0.1, epochs=2), seed=0).norm(), 1)
+        for part in (batch, gleak.load_batch("cifar10-samples", indices=[5, 6]))
+    }
+    assert len(sizes) == 1
+    count = sum(p.numel() for p in model.parameters())
+    assert sizes.pop() == pytest.approx(10 * 0.1 * 2 * count**0.5, rel=0.02)
+
+
+def test_signs_are_compared_whatever_their_size():
+    draws = torch.Generator().manual_seed(0)
+    gradient, other = (torch.randn(1000, generator=draws).pow(3) for _ in range(2))
+    near, twice, far = (
+        sign_cosine([gradient], [sent.sign() * size]).item()
+        for sent, size in ((gradient, 1), (gradient, 1e-3), (other, 1))
+    )
+    assert near == pytest.approx(twice, abs=1e-5)
+    assert near < 0.5 * cosine([gradient], [gradient.sign()])
+    assert far == pytest.approx(1, abs=0.1)
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_one_of_three_and_has_a_reason():
+    with pytest.raises(ValueError, match="needs a reason"):
+        Answer(LEAKS, "")
+    for verdict in (LEAKS, CANNOT):
+        with pytest.raises(ValueError, match="not attacked"):
+            Answer(verdict, "because", attacked=False)
+    assert Answer(LEAKS, "x").fails
+    assert Answer(NOT_FOUND, "x", attacked=False).fails
+    assert not Answer(NOT_FOUND, "x").fails
+    assert not Answer(CANNOT, "x").fails
+
+
+def test_intervals_are_wilsons():
+    low, high = Share(5, 10).interval  # worked by hand with z = 1.96
+    assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert Share(0, 4).interval == pytest.approx((0, 0.4899), abs=1e-4)
+
+
+def test_labels_leak_where_they_are_better_than_guesses():
+    assert answers.labels_answer(rows(9, 9, 9, 9, right=3)).verdict is LEAKS
+    said = answers.labels_answer(rows(9, 9, 9, 9, right=2))
+    assert said.verdict is NOT_FOUND
+    assert said.attacked
+    assert said.stronger
+    # a small step above guessing is a leak where it is certain
+    many = rows(*[9] * 400, right=200)
+    assert answers.labels_answer(many).verdict is LEAKS
+
+
+def test_the_best_rule_is_reported_and_only_what_it_read_is_counted():
+    first = rows(9, 9, right=0).assign(**{"right zlg": 2})
+    second = rows(9, 9, right=None).assign(batch=1)
+    rule, share = answers.best_rule(pd.concat([first, second], ignore_index=True))
+    assert (rule, share) == ("zlg", Share(2, 2))
+
+
+def test_one_image_is_a_leak():
+    said = answers.images_answer(rows(25, 16, 9, 9, right=4))
+    assert said.verdict is LEAKS
+    assert "2 of 4" in said.because
+    assert "1 of them better than an 8×8" in said.because
+    said = answers.images_answer(rows(9, 9, right=2))
+    assert said.verdict is NOT_FOUND
+    assert "0 of 2 (95 % interval: 0 to 66 %)" in said.because
+    assert answers.pixels_answer(rows(45, 9, right=2)).verdict is LEAKS
+
+
+def test_a_leak_that_is_shown_outweighs_a_reason_why_not():
+    impossible = {"cannot images": "a bound", "cannot labels": "a bound"}
+    assert answers.images_answer(rows(25, 9, right=0, **impossible)).verdict is LEAKS
+    assert answers.images_answer(rows(9, 9, right=0, **impossible)).verdict is CANNOT
+    assert answers.labels_answer(rows(9, 9, right=2, **impossible)).verdict is LEAKS
+
+
+def test_a_reason_has_to_hold_in_every_batch():
+    one = rows(9, 9, right=0, **{"cannot images": "a bound"})
+    other = rows(9, 9, right=0).assign(batch=1)
+    both = pd.concat([one, other], ignore_index=True)
+    assert answers.images_answer(both).verdict is NOT_FOUND
+
+
+def test_no_defence_closes_anything():
+    quiet, open_ = Answer(NOT_FOUND, "x"), Answer(LEAKS, "x")
+    unknown, bound = Answer(NOT_FOUND, "x", attacked=False), Answer(CANNOT, "x")
+    found = {
+        "a": {"labels": open_, "images": quiet},
+        "b": {"labels": unknown, "images": bound},
+        "c": {"labels": quiet, "images": open_},
+    }
+    said = " ".join(answers.advice(found, {"a": 0.9, "b": 0.2, "c": 0.5}, images=8))
+    assert "clos" not in said
+    assert (
+        "the attacks found nothing of the images in 8 images, and a stronger one may: a (0.90"
+    ) in said
+    assert "a reason why the images cannot leak: b" in said
+    assert "the labels were not attacked, so nothing is known: b" in said
+    assert "the images still leak: c" in said

@@ -141,20 +141,38 @@ def test_killed_in_the_middle_and_resumed(sweeps):
     assert not list(folder.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("way", ["argument", "--profile", "--workflow-profile"])
-def test_a_run_that_fails_once_is_done_after_a_retry(sweeps, way):
-    profile = sweeps / "patient"
-    profile.mkdir()
-    (profile / "config.yaml").write_text("cores: 1\nretries: 1\n")
+def test_a_run_that_fails_once_is_done_after_a_retry(sweeps):
     marker = sweeps / "marker"
     runs = [{"chapter": "01", "parameters": {"marker": str(marker)}}]
-    arguments = ["--retries", "1"] if way == "argument" else [way, str(profile)]
-    status, output = finish(sweeps, runs, *arguments)
+    status, output = finish(sweeps, runs, "--retries", "1", "--cores", "1")
     assert (status, marker.exists()) == (0, True), output
     assert "1 runs: 1 done, 0 not" in output
     folder = sweeps / "runs" / "many"
     assert len(pd.read_csv(folder / "results.csv")) == 1
     assert not list(folder.glob("*/failed.json"))
+
+
+# In place of `python -m gleak.study.sweep . KEY`: fails once, then leaves a record.
+FAILS_ONCE = """#!/bin/sh
+test -e marker && touch "$4/record.json" && exit
+touch marker
+exit 1
+"""
+
+
+@pytest.mark.parametrize("way", ["--profile", "--workflow-profile"])
+def test_retries_may_stand_in_a_profile(sweeps, way):
+    profile, folder = sweeps / "patient", sweeps / "runs" / "s"
+    profile.mkdir()
+    (profile / "config.yaml").write_text("cores: 1\nretries: 1\n")
+    (key,) = sweep.plan([("01_small", {"size": 1})], folder)
+    worker = folder / "worker"
+    worker.write_text(FAILS_ONCE)
+    worker.chmod(0o755)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"python": str(worker)}))
+    assert sweep.run_all(folder, [way, str(profile)]) == 0
+    assert (folder / "marker").exists() and (folder / key / "record.json").exists()
 
 
 def test_a_dry_run_runs_nothing(sweeps):

@@ -1,17 +1,23 @@
-"""Verdicts: recorded in a notebook, read for the chapter that sums up."""
+"""Verdicts: recorded in a notebook, read for the chapter that sums up, told in sentences."""
 
 import nbformat
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from conftest import SOURCE
 
-from gleak.study import book, chapters
-from gleak.study.verdicts import stored_verdicts
+from gleak.study import book, chapters, criterion, sweep
+from gleak.study.criterion import CONDITION, FAILS, HOLDS, OPEN
+from gleak.study.displays import verdicts as display
+from gleak.study.verdicts import flat, setting, stored_verdicts
 
 CLAIM = """
 ```{code-cell} ipython3
+from gleak.study import criterion
 from gleak.study.book import verdict
-measured = f"{1 / 3:.2f} of them"
-verdict(claim=1, setting="four", measured=measured, verdict="holds partly", why="So it is.")
+from gleak.study.verdicts import setting
+found = criterion.labels("zlg", [SHARE] * 6, [0.4] * 6)
+verdict([1, 6], [(setting("four", images=4), {"paper": found, "any": found})])
 ```
 """
 SUM_UP = (
@@ -20,36 +26,187 @@ SUM_UP = (
 ```{code-cell} ipython3
 from gleak.study.book import verdicts
 for row in verdicts().itertuples():
-    print(row.claim, row.verdict, row.measured, row.chapter)
+    print(row.claim, row.column, row.grade, row.chapter, row.link)
 ```
 """
 )
 
 
+def labels(share, units=6):
+    return criterion.labels("zlg", [share] * units, [0.4] * units)
+
+
 def test_a_verdict_is_recorded_and_summed_up_and_makes_the_sum_stale(project):
     folder = project / "notebooks"
-    (folder / "01_small.md").write_text(SOURCE + CLAIM)
+    (folder / "01_small.md").write_text(SOURCE + CLAIM.replace("SHARE", "1"))
     (folder / "02_sum.md").write_text(SUM_UP)
     first, last = (chapters.profile_run(name, "smoke") for name in ("01_small", "02_sum"))
     chapters.execute(first)
-    (record,) = stored_verdicts([first.output])
-    assert record["measured"] == "0.33 of them"
+    records = stored_verdicts([first.output])
+    assert [(row["claim"], row["column"]) for row in records] == [
+        (1, "paper"), (1, "any"), (6, "paper"), (6, "any"),
+    ]  # fmt: skip
+    assert records[0]["numbers"].startswith("100% of the labels right")
+    assert sweep.results(first.output)["verdict.6.any"] == HOLDS
     assert chapters.reads_verdicts("02_sum")
     assert not chapters.reads_verdicts("01_small")
     chapters.execute(last)
     cells = nbformat.read(last.output, as_version=4).cells
-    assert cells[-1].outputs[0].text == "1 holds partly 0.33 of them 01_small\n"
+    lines = cells[-1].outputs[0].text.splitlines()
+    assert lines[0] == "1 paper holds 01_small 01_small.html#verdict"
     assert chapters.is_fresh(last)
-    (folder / "01_small.md").write_text(SOURCE + CLAIM.replace("holds partly", "holds"))
+    (folder / "01_small.md").write_text(SOURCE + CLAIM.replace("SHARE", "0.5"))
     chapters.execute(first)
     assert not chapters.is_fresh(last)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"claim": 8}, {"verdict": "true"}, {"measured": " "}, {"measured": "nan dB"}],
+    ("claims", "words"), [([8], ["a"]), ([], ["a"]), ([1], []), ([1], [" "]), ([1], ["a", "a"])]
 )
-def test_a_verdict_without_substance_is_refused(wrong):
-    right = {"claim": 1, "setting": "a", "measured": "b", "verdict": "holds", "why": "c"}
-    with pytest.raises(ValueError, match="verdict"):
-        book.verdict(**{**right, **wrong})
+def test_a_verdict_without_substance_is_refused(claims, words):
+    found = {"paper": labels(1.0), "any": labels(1.0)}
+    with pytest.raises(ValueError, match="a verdict"):
+        book.verdict(claims, [(setting(text, images=4), found) for text in words])
+
+
+def shown(monkeypatch, claims, rows):
+    """What `book.verdict` shows: the box, and its record."""
+    outputs = []
+    monkeypatch.setattr(book, "display", lambda data, raw: outputs.append(data))
+    book.verdict(claims, rows)
+    (data,) = outputs
+    return BeautifulSoup(data["text/html"], "html.parser"), data[book.MIME]
+
+
+def test_the_box_names_both_columns_and_the_condition(monkeypatch):
+    rows = [
+        (setting("easy & <b>", images=4), {"paper": labels(0.99), "any": labels(1.0)}),
+        (setting("late", images=4, trained=True), {"paper": labels(0.5), "any": labels(1.0)}),
+    ]
+    box, stored = shown(monkeypatch, [1], rows)
+    lines = [line.get_text() for line in box.select("p")]
+    assert lines[1].startswith("The paper's method as published: holds under a condition")
+    assert "it holds on untrained networks; it does not hold on trained networks" in lines[1]
+    assert "easy & <b>, zlg: 99% of the labels right" in lines[1]
+    assert lines[2].startswith("Any method of this study: holds. ")
+    assert [cell.get_text() for cell in box.select("tbody th")] == ["easy & <b>", "late"]
+    assert len(box.select("tbody tr")) == 4 == len(flat(stored))
+
+
+# -- the chapter of verdicts ----------------------------------------------------------------------
+
+
+def records_of(*rows):
+    """Rows as `book.verdicts` has them, from claim, setting, findings."""
+    records = [
+        {"chapter": "02_labels", "link": "02_labels.html#verdict", **row}
+        for claim, where, paper, any_ in rows
+        for row in flat(
+            {
+                "claims": [claim],
+                "rows": [
+                    {
+                        "setting": vars(where),
+                        "paper": vars(paper),
+                        "any": vars(any_),
+                    }
+                ],
+            }
+        )
+    ]
+    return pd.DataFrame(records)
+
+
+EASY = setting("easy", what="labels", images=4)
+LATE = setting("late", what="labels", images=50, trained=True)
+
+
+@pytest.fixture
+def records():
+    return records_of(
+        (1, EASY, labels(0.99), labels(1.0)),
+        (1, LATE, labels(0.5), labels(1.0)),
+        (2, EASY, labels(0.5), labels(0.5)),
+        (3, EASY, labels(1.0, 3), labels(1.0, 3)),
+    )
+
+
+def test_a_sentence_for_each_grade(records):
+    words = display.sentence(records, 1, "paper")
+    assert words.startswith(
+        "The paper's method as published reads nearly all labels of a batch out of an update on "
+        "untrained networks (the hardest case: easy, zlg: 99% of the labels"
+    )
+    assert words.endswith("; it does not on trained networks.")
+    assert "in each of 2 settings" in display.sentence(records, 1, "any")
+    assert "less of the images" in display.sentence(records, 2, "paper")
+    assert display.sentence(records, 3, "any").startswith("It is not shown that the best method")
+    assert "3 networks, and a verdict takes 5" in display.sentence(records, 3, "any")
+    assert display.sentence(records, 4, "paper").startswith("No chapter has measured")
+
+
+def test_every_claim_can_get_every_grade():
+    for number in display.CLAIMS:
+        for share, units, grade in ((1.0, 6, HOLDS), (0.5, 6, FAILS), (1.0, 3, OPEN)):
+            rows = records_of((number, EASY, labels(share, units), labels(share, units)))
+            for column in ("paper", "any"):
+                assert display.combined(display.of(rows, number, column)).grade == grade
+        rows = records_of(
+            (number, EASY, labels(1.0), labels(1.0)), (number, LATE, labels(0.5), labels(0.5))
+        )
+        assert display.combined(display.of(rows, number, "any")).grade == CONDITION
+
+
+def test_the_matrix_has_mark_number_and_link_in_each_cell(records):
+    table = BeautifulSoup(display.matrix(records).data, "html.parser")
+    rows = {row.th.get_text(): row.select("td") for row in table.select("tbody tr")}
+    assert len(rows) == 14
+    head = [cell.get_text() for cell in table.select("thead th")]
+    cells = dict(zip(head[1:], rows["1, paper"], strict=True))
+    assert "✓" in cells["untrained"].get_text()
+    assert "✗" in cells["trained"].get_text()
+    assert "◐" in cells["FedSGD"].get_text()
+    assert cells["FedAvg"].get_text() == "not measured"
+    assert "50% / 40%" in cells["trained"].get_text()
+    assert "99% / 40% to 50% / 40%" in cells["labels"].get_text()
+    assert cells["trained"].a["href"] == "02_labels.html#verdict"
+    assert table.select_one("div.gleak-scroll[tabindex]")
+
+
+def test_what_the_chapter_glues_is_there_for_each_claim(records, monkeypatch):
+    glued = {}
+    monkeypatch.setattr(display, "glue", lambda name, value: glued.update({name: value}))
+    page = BeautifulSoup(display.claims(records).data, "html.parser")
+    assert len(page.select("tbody tr")) == 7
+    assert {f"claim_{n}_{column}" for n in range(1, 8) for column in ("paper", "any")} <= set(glued)
+    assert glued["grade_1_paper"] == CONDITION
+    assert "the hardest" not in glued["claim_1_paper"]  # the front page is short
+    assert glued["settings"] == 2
+
+
+def test_the_page_of_the_criterion_is_made_of_its_constants(monkeypatch):
+    assert "90%" in display.criterion_table().data
+    monkeypatch.setattr(criterion, "RESTORED", 0.8)
+    assert "80%" in display.criterion_table().data
+
+
+def test_no_number_is_printed_as_the_papers():
+    for _, theirs, _ in display.PAPER_AND_HERE:
+        assert not any(mark.isdigit() for mark in theirs.replace("CIFAR-10", "").replace("L2", ""))
+
+
+def test_the_tables_of_the_chapter(records):
+    for table in (display.all_verdicts(records), display.paper_says(records)):
+        page = BeautifulSoup(table.data, "html.parser")
+        assert page.select("tbody a[href='02_labels.html#verdict']")
+    assert "<code>zlg</code>" in display.paper_and_here().data
+    _, alt = display.marks(records)
+    assert alt.endswith("2 rows not shown.")
+    assert display.title("07_wrong_label") == "wrong label"
+
+
+def test_grades_without_networks_are_seen(records, capsys):
+    display.check(records, 1)
+    assert "False" not in capsys.readouterr().out
+    display.check(records.assign(n=1), 1)
+    assert "every grade has enough networks behind it: False" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 Every chapter gets a card: its objectives, and what the reference run took and on what. Directives:
 
-claim N           a sentence of the paper, and the verdicts that chapters recorded on it
+claim N           a sentence of the paper, and what the chapter of verdicts says of it
 chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
 downloads         a table of files to take away
 chapter-times     a table of what the chapters took
@@ -21,7 +21,10 @@ from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-from gleak.study.verdicts import MIME
+from gleak.study.criterion import BADGES
+from gleak.study.verdicts import COLUMNS
+
+SUMMARY = "12_verdicts"  # the chapter that sums up the verdicts
 
 
 def notebooks(env) -> dict[str, dict]:
@@ -50,16 +53,6 @@ def runtime(env, chapter: str) -> dict | None:
     return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def verdicts(env, claim: int) -> list[tuple[str, dict]]:
-    """Chapter and record of each verdict on a claim, in the order of the chapters."""
-    return [
-        (chapter, output["data"][MIME])
-        for chapter, notebook in notebooks(env).items()
-        for _, output in outputs(notebook)
-        if output["data"].get(MIME, {}).get("claim") == claim
-    ]
-
-
 def glued(env, name: str) -> str | None:
     """A text that some chapter glued under this name."""
     for notebook in notebooks(env).values():
@@ -68,11 +61,6 @@ def glued(env, name: str) -> str | None:
                 (text,) = output["data"].values()
                 return ast.literal_eval(text if isinstance(text, str) else "".join(text))
     return None
-
-
-def kind(verdict: str) -> str:
-    """The class, for its colour, of a verdict: holds, partly or not."""
-    return {"holds": "holds", "holds partly": "partly"}.get(verdict, "not")
 
 
 def link(env, chapter: str, text: str = "") -> nodes.Node:
@@ -96,20 +84,16 @@ class Claim(SphinxDirective):
         row = nodes.container(classes=["claim"])
         self.state.nested_parse(self.content, self.content_offset, row)
         row[0].insert(0, nodes.strong("", f"{number}. "))
-        found = verdicts(self.env, number)
-        line = nodes.paragraph(classes=["claim-found"])
-        summary = glued(self.env, f"claim_{number}")
-        if summary:
-            line += nodes.Text(f"{summary} ")
-        for chapter, record in found:
-            badge = nodes.inline(classes=["badge-" + kind(record["verdict"])])
-            badge += link(self.env, chapter, record["verdict"])
-            if not summary:
-                line += nodes.Text(f"{record['measured'].rstrip('.')}. ")
-            line += [badge, nodes.Text(" ")]
-        if not found and not summary:
-            line += nodes.Text("No chapter has recorded a verdict on it.")
-        row += line
+        for column, name in COLUMNS.items():
+            grade = glued(self.env, f"grade_{number}_{column}")
+            if grade is None:
+                text = f"{name}: No chapter has recorded a verdict on it."
+                row += nodes.paragraph("", text, classes=["claim-found"])
+                continue
+            badge = nodes.inline(classes=[f"badge-{BADGES[grade]}"])
+            badge += link(self.env, SUMMARY, grade)
+            words = nodes.Text(f" {glued(self.env, f'claim_{number}_{column}')}")
+            row += nodes.paragraph("", "", badge, words, classes=["claim-found"])
         return [row]
 
 

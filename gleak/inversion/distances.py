@@ -46,6 +46,19 @@ def sent_cosine(gradient: Gradient, observed: Gradient) -> torch.Tensor:
     return cosine([a * (b != 0) for a, b in zip(gradient, observed, strict=True)], observed)
 
 
+def sign_cosine(gradient: Gradient, observed: Gradient) -> torch.Tensor:
+    """`cosine` of what is left when sizes are squashed: for gradients of which signs were sent.
+
+    Each value over the mean size in its tensor, through tanh: smooth where a sign has no slope.
+    """
+    return cosine([squashed(a) for a in gradient], [squashed(b) for b in observed])
+
+
+def squashed(tensor: torch.Tensor) -> torch.Tensor:
+    """The values in (-1, 1), about their signs where they are larger than most."""
+    return torch.tanh(tensor / (tensor.abs().mean() + TINY))
+
+
 def flatten(tensors: Gradient) -> torch.Tensor:
     """All values of several tensors in one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -58,4 +71,5 @@ DISTANCES: dict[str, Callable[[Gradient, Gradient], torch.Tensor]] = {
     "layer-cosine": layer_cosine,
     "layer-l2": layer_l2,
     "sent-cosine": sent_cosine,
+    "sign-cosine": sign_cosine,
 }

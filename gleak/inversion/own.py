@@ -16,7 +16,7 @@ import torch
 
 from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, found_at_once
 from gleak.inversion.closed import Peeled, peel
-from gleak.inversion.closed.peel import TOLERANCE
+from gleak.inversion.closed.peel import TOLERANCE, hidden_by_maxima, peel_behind
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.presets import (
     GLEAK_COARSE,
@@ -38,12 +38,14 @@ from gleak.inversion.update_models import (
 )
 from gleak.labels.features import image_features
 from gleak.labels.last_layer import LastLayer
+from gleak.labels.tolerance import FLOAT32
 from gleak.update import GradientUpdate, MissingKnowledge, Update, WeightsUpdate
 
 ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
 STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
 FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
+TRIES = 2  # of telling the places of maxima
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Update models, the strongest first; the facts that each needs decide.
@@ -95,13 +97,58 @@ class Gleak(Attack):
             fell_back = (f"closed form: {error}",)
         if peeled and (peeled.is_image or not peeled.is_features):
             matching = preset_for(peeled, update).override(**self.settings)
-            return of_peeled(matching, update, labels, options, peeled)
+            if hidden_by_maxima(peeled) and update.precision <= FLOAT32:
+                return self.with_maxima(matching, update, labels, options, peeled)
+            found = of_peeled(matching, update, labels, options, peeled)
+            if peeled.sharp:
+                found = with_more_starts(matching, update, labels, options, peeled, found)
+            return found
         if peeled:
             fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
         found = matching.search(update, labels, options, peeled)
-        if peeled and peeled.sharp and not peeled.is_features:
-            found = with_more_starts(matching, update, labels, options, peeled, found)
         return replace(found, fell_back=fell_back)
+
+    def with_maxima(
+        self,
+        matching: GradientMatching,
+        update: Update,
+        labels: torch.Tensor,
+        options: Options,
+        peeled: Peeled,
+    ) -> Inversion:
+        """Images in two searches: those of a short one tell the places of maxima, these the layers
+        before, whose activations are the other's.
+
+        Where a short search does not tell them, another start may, and then the other search is for
+        what was known. Each image is that of the search that comes nearest to that.
+        """
+        total = sum(stage.iterations for stage in matching.stages)
+        short = matching.override(iterations=max(total // (TRIES + 1), 1))
+        found: Inversion | None = None
+        further: Peeled | None = None
+        fell_back: tuple[str, ...] = ()
+        for seed in range(options.seed, options.seed + TRIES):
+            more = short.search(update, labels, after(options, found, seed), peeled)
+            found = nearest(found, more, peeled)
+            if not found.finished:
+                return found
+            try:
+                further = peel_behind(peeled, more.images)
+                break
+            except MissingKnowledge as error:
+                fell_back = (f"closed form: {error}",)
+        assert found is not None
+        options = after(options, found, options.seed)
+        left = {"iterations": max(total - len(found.history), 1)}
+        if further is None:
+            more = matching.override(**left).search(update, labels, options, peeled)
+            return replace(nearest(found, more, peeled), fell_back=fell_back)
+        search = preset_for(further, update).override(**self.settings)
+        search = search.override(**left) if "iterations" in self.settings else search
+        more = of_peeled(search, update, labels, options, further)
+        if not further.is_image:
+            more = with_more_starts(search, update, labels, options, further, more)
+        return nearest(found, more, peeled)
 
     def of_weights(
         self, update: WeightsUpdate, labels: torch.Tensor, options: Options
@@ -218,6 +265,29 @@ def with_more_starts(
             finished=again.finished,
         )
     return found
+
+
+def after(options: Options, found: Inversion | None, seed: int) -> Options:
+    """Options for the search that goes on after what was found, from a start of its own."""
+    if found is None:
+        return replace(options, seed=seed)
+    done = len(found.history)
+    later = [step - done for step in options.snapshots]
+    return replace(options, seed=seed, start=None, snapshots=later)
+
+
+def nearest(found: Inversion | None, more: Inversion, peeled: Peeled) -> Inversion:
+    """Of two searches, one after the other, the images that come nearer to what was peeled."""
+    if found is None:
+        return more
+    done = len(found.history)
+    worse = misfits(more.images, peeled) > misfits(found.images, peeled)
+    return replace(
+        more,
+        images=torch.where(worse.view(-1, 1, 1, 1), found.images, more.images),
+        history=joined([found.history, more.history]),
+        snapshots={**found.snapshots, **{done + s: x for s, x in more.snapshots.items()}},
+    )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from gleak.labels import posterior, rules
 from gleak.labels.last_layer import PATH, LastLayer
 from gleak.labels.posterior import LabelPosterior, label_posterior
 from gleak.labels.rounding import largest_remainder
+from gleak.labels.samples import guess_samples
 from gleak.labels.singles import Singles, single_images
 from gleak.labels.statistics import DISTRIBUTIONS
 from gleak.update import MissingKnowledge, Update
@@ -18,6 +19,7 @@ __all__ = [
     "LabelPosterior",
     "LastLayer",
     "Singles",
+    "guess_samples",
     "label_posterior",
     "compare_labels",
     "largest_remainder",

@@ -1,13 +1,26 @@
 """What the book needs of MyST-NB beyond what it does by itself."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 
 import myst_nb
 import pandas as pd
 from IPython.display import display
 
-from gleak.study.verdicts import MIME, VERDICTS, notebook_folder, stored_verdicts
+from gleak.study.criterion import BADGES, Finding
+from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.verdicts import (
+    COLUMNS,
+    KEYS,
+    MIME,
+    Setting,
+    flat,
+    notebook_folder,
+    stored_verdicts,
+)
+
+Row = tuple[Setting, Mapping[str, Finding]]  # a finding for each of COLUMNS
 
 
 def glue(name: str, value) -> None:
@@ -36,48 +49,98 @@ def claims(found: Mapping[str, object]) -> None:
         print(f"{claim}: {holds}")
 
 
-def verdict(*, claim: int, setting: str, measured: str, verdict: str, why: str) -> None:
-    """Show a verdict on one of the paper's claims as a box, and record it in the notebook.
+def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
+    """Show a verdict on claims of the paper as a box, and record it in the notebook.
+
+    Nothing of it is written by hand: `criterion` makes grades, numbers and reasons.
 
     Parameters
     ----------
-    claim
-        1 to 7.
-    setting
-        On what it was measured.
-    measured
-        The numbers, formatted from values of this run.
-    verdict
-        holds, holds partly, or does not hold.
-    why
-        One sentence.
+    claims
+        1 to 7; several where the same measurement bears on each.
+    rows
+        A setting, and what was found there for each of `verdicts.COLUMNS`.
 
     Raises
     ------
     ValueError
-        For another claim or verdict, or an empty text.
+        For another claim, no row, a setting without words, or one that is there twice.
     """
-    if claim not in range(1, 8) or verdict not in VERDICTS:
-        raise ValueError(
-            f"a verdict is on claim 1 to 7 and one of {', '.join(VERDICTS)}; "
-            f"got claim {claim!r}, {verdict!r}"
-        )
-    texts = {"setting": setting, "measured": measured, "why": why}
-    empty = [name for name, text in texts.items() if not text.strip() or "nan" in text.split()]
-    if empty:
-        raise ValueError(f"a verdict needs words and numbers; look at {', '.join(empty)}")
-    kind = {"holds": "holds", "holds partly": "partly", "does not hold": "not"}[verdict]
-    rows = "".join(
-        f"<dt>{title}</dt><dd>{html.escape(text)}</dd>"
-        for title, text in (("Setting", setting), ("Measured", measured), ("Why", why))
-    )
+    if not claims or not set(claims) <= set(range(1, 8)):
+        raise ValueError(f"a verdict is on claims from 1 to 7; got {list(claims)}")
+    words = [where.words for where, _ in rows]
+    if not rows or not all(text.strip() for text in words) or len(set(words)) < len(words):
+        raise ValueError(f"a verdict has settings, each with words of its own; got {words}")
+    stored = {
+        "claims": list(claims),
+        "rows": [
+            {"setting": asdict(where), **{name: asdict(found[name]) for name in COLUMNS}}
+            for where, found in rows
+        ],
+    }
+    frame = pd.DataFrame(flat(stored))
+    frame = frame[frame.claim == claims[0]]
+    title = f"Claim{'s' * (len(claims) > 1)} {' and '.join(map(str, claims))}"
+    lines, plain = [], [title]
+    for column, name in COLUMNS.items():
+        chosen = frame[frame.column == column]
+        found = combined(chosen)
+        row = telling(chosen, found.grade)
+        said = in_words(found)
+        kind = case_name(found.grade).capitalize() if len(rows) > 1 else "Here"
+        case = f"{kind}: {row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        start = f"{name[0].upper()}{name[1:]}: "
+        lines.append(f"<p>{start}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
+        plain.append(f"{start}{found.grade}{said}. {case}")
+    details = each_setting(frame, title) if len(rows) > 1 else ""
+    link = '<a href="12_verdicts.html#the-criterion">criterion</a>'
     box = (
-        f'<div class="gleak-verdict {kind}"><p><strong>Claim {claim} {verdict}.</strong></p>'
-        f"<dl>{rows}</dl></div>"
+        f'<div class="gleak-verdict"><p><strong>{title}</strong> ({link})</p>'
+        f"{''.join(lines)}{details}</div>"
     )
-    record = {"claim": claim, "verdict": verdict, **texts}
-    words = f"Claim {claim} {verdict}. {setting}: {measured}. {why}"
-    display({"text/html": box, "text/plain": words, MIME: record}, raw=True)
+    display({"text/html": box, "text/plain": "\n".join(plain), MIME: stored}, raw=True)
+
+
+def each_setting(frame: pd.DataFrame, title: str) -> str:
+    """A table to unfold; frame: the rows of a verdict on one claim."""
+    body = ""
+    for number, row in enumerate(frame.itertuples()):
+        first = number % len(COLUMNS) == 0  # of its setting
+        header = f'<th scope="rowgroup" rowspan="{len(COLUMNS)}">{html.escape(row.setting)}</th>'
+        cells = (
+            html.escape(f"{row.column}: {row.method}"),
+            badge(row.grade),
+            html.escape(row.numbers),
+            html.escape(row.reason),
+        )
+        body += f"<tr>{header * first}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    names = ("Setting", "Method", "Grade", "Measured", "Reason")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        "<details><summary>Setting by setting</summary>"
+        f'<div class="gleak-scroll" tabindex="0" role="region" aria-label="{title}, setting by '
+        f'setting"><table class="table verdicts"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def badge(grade: str) -> str:
+    """A grade as a coloured word."""
+    return f'<span class="badge-{BADGES[grade]}">{grade}</span>'
+
+
+def in_words(found: Summary) -> str:
+    """The conditions behind a summary's grade."""
+    parts = [
+        f"it {verb} {words}"
+        for verb, words in (
+            ("holds", found.holds),
+            ("does not hold", found.fails),
+            ("is not shown", found.open),
+        )
+        if words
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def verdicts() -> pd.DataFrame:
@@ -86,11 +149,13 @@ def verdicts() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row each, ordered by claim. Columns: claim, verdict, setting, measured, why, chapter.
+        One row for each claim, setting and column, ordered by claim; see
+        `verdicts.stored_verdicts`.
     """
     files = sorted(notebook_folder().glob("[0-9]*.ipynb"))
-    columns = ["claim", "verdict", "setting", "measured", "why", "chapter"]
-    frame = pd.DataFrame(stored_verdicts(files), columns=columns)
+    names = ["chapter", "link", "claim", "setting", "column", *KEYS]
+    names += [field.name for field in fields(Finding)]
+    frame = pd.DataFrame(stored_verdicts(files), columns=names)
     return frame.sort_values(["claim", "chapter"], kind="stable", ignore_index=True)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from gleak.study.verdicts import MIME
+from gleak.study.verdicts import MIME, flat
 
 
 def changes(root: Path, revision: str = "HEAD") -> list[str]:
@@ -32,7 +32,10 @@ def statements(notebook: nbformat.NotebookNode) -> list[str]:
         for output in cell.get("outputs", []):
             record = output.get("data", {}).get(MIME)
             if record:
-                found.append(f"claim {record['claim']} {record['verdict']} ({record['setting']})")
+                found += [
+                    f"claim {row['claim']} {row['grade']} ({row['column']}; {row['setting']})"
+                    for row in flat(record)
+                ]
             if checked:
                 found += output.get("text", "").splitlines()
     return found

@@ -18,17 +18,24 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jupytext
-import nbformat
-import papermill
+import lazy_loader
 import yaml
-from papermill.exceptions import PapermillExecutionError
 
 from gleak.folders import folder_name, folder_stamp
 from gleak.provenance import digest_of, package_digest, study_code
 from gleak.storage import whole
 from gleak.study.verdicts import FOLDER, stored_verdicts
+
+if TYPE_CHECKING:
+    import jupytext
+    import nbformat
+    import papermill
+else:  # seconds that a command which needs no notebook does without
+    jupytext = lazy_loader.load("jupytext")
+    nbformat = lazy_loader.load("nbformat")
+    papermill = lazy_loader.load("papermill")
 
 PACKAGE = Path(__file__).parents[1]
 PROFILES = ("smoke", "reference", "full")
@@ -147,7 +154,7 @@ def execute(run: Run) -> float:
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # else it warns of TCP on this machine
         )
-    except PapermillExecutionError as error:
+    except papermill.exceptions.PapermillExecutionError as error:
         raise ChapterError(
             f"{run.chapter} failed: {error.ename}: {error.evalue}\n"
             f"  the notebook up to there: {failed}"
@@ -173,7 +180,7 @@ def execute(run: Run) -> float:
     return seconds
 
 
-def read_source(chapter: str) -> nbformat.NotebookNode:
+def read_source(chapter: str) -> "nbformat.NotebookNode":
     """The chapter's MyST source as a notebook without outputs, its cells numbered."""
     notebook = jupytext.read(root() / "notebooks" / f"{chapter}.md")
     for number, cell in enumerate(notebook.cells):
@@ -213,7 +220,7 @@ def check_parameters(chapter: str, parameters: Mapping) -> None:
             )
 
 
-def normalise(notebook: nbformat.NotebookNode) -> None:
+def normalise(notebook: "nbformat.NotebookNode") -> None:
     """Take out what differs from run to run: times, paths, random ids, the Python version."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -225,7 +232,7 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
             cell.metadata.pop("tags", None)  # papermill gives every cell a list of them
 
 
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+def write(notebook: "nbformat.NotebookNode", path: Path) -> None:
     """Write in one go: a full disk or a kill leaves the old file as it was."""
     with whole(path) as partial:
         partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")

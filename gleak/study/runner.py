@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -43,6 +44,7 @@ def run_grid(
     *,
     common: Mapping | None = None,
     label: str = "settings",
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """`function(**common, **setting)` for each setting: a frame with the settings and their rows.
 
@@ -50,7 +52,7 @@ def run_grid(
     the package's science, the arguments (of a folder of images: its files, too), the version of
     torch. An interrupted run stores nothing of the setting it was at, and goes on there. What a
     function of a notebook reads is not known, so its rows are not stored. With GLEAK_GRID=fresh in
-    the environment everything is computed anew.
+    the environment everything is computed anew, unless a folder is named.
 
     Parameters
     ----------
@@ -62,6 +64,8 @@ def run_grid(
         Arguments that all settings share; they are no columns of the frame.
     label
         Of the progress bar.
+    folder
+        Where finished settings are kept, by default with all others in the cache.
 
     Raises
     ------
@@ -69,8 +73,9 @@ def run_grid(
         For values that are not plain. What the function raises passes through.
     """
     common = dict(common or {})
-    folder, code = cache_folder() / "grid", code_of(function)
-    keep, fresh = code is not None, os.environ.get("GLEAK_GRID") == "fresh"
+    fresh = folder is None and os.environ.get("GLEAK_GRID") == "fresh"
+    folder, code = folder or cache_folder() / "grid", code_of(function)
+    keep = code is not None
     rows = []
     for setting in tqdm(list(settings), desc=label, leave=False, disable=None):
         arguments = {**common, **setting}

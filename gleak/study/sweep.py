@@ -16,11 +16,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import yaml
 
 from gleak.storage import whole
 from gleak.study import chapters
 from gleak.study.chapters import ChapterError, Run
+from gleak.study.summary import combined
 from gleak.study.verdicts import stored_verdicts
 
 # Snakemake's own arguments that say how many runs at a time, and where.
@@ -135,7 +137,7 @@ def work(folder: Path, key: str) -> None:
 
 
 def results(notebook: Path) -> dict:
-    """Name -> value of what a notebook glued, and its verdicts as verdict.CLAIM."""
+    """Name -> value of what a notebook glued, and its verdicts as verdict.CLAIM.COLUMN."""
     found = {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
@@ -143,8 +145,10 @@ def results(notebook: Path) -> dict:
             if about:
                 text = output["data"].get(about["mime_prefix"] + "text/plain", "")
                 found[about["name"]] = value_of(text)
-    for record in stored_verdicts([notebook]):
-        found[f"verdict.{record['claim']}"] = record["verdict"]
+    rows = pd.DataFrame(stored_verdicts([notebook]))
+    if len(rows):
+        for (claim, column), judged in rows.groupby(["claim", "column"]):
+            found[f"verdict.{claim}.{column}"] = combined(judged).grade
     return found
 
 

@@ -171,6 +171,11 @@ class Chain:
         graph.output(copies[end])
         return fx.GraphModule(self.model, graph)
 
+    @torch.no_grad()
+    def values(self, depth: int, images: torch.Tensor) -> torch.Tensor:
+        """What enters step `depth` for images (K, C, H, W), in float64."""
+        return self.trunk(depth)(images).double()
+
     def has_before(self, depth: int, *kinds: type[nn.Module]) -> bool:
         """Whether a layer of these kinds lies in front of step `depth`."""
         return any(isinstance(step.layer, kinds) for step in self.steps[:depth])

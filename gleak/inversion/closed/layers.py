@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gleak.inversion.closed.chain import NormBehind, NormedConv, Pad, Reshape, ResidualBlock
-from gleak.inversion.closed.known import Place
+from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.relu import inverse_relu
 from gleak.inversion.closed.residual import (
     AGREES,
@@ -293,6 +293,11 @@ def inverse_normalise(
     return outputs * layer.get_buffer("std").double() + layer.get_buffer("mean").double(), None
 
 
+def hidden_maxima(layer: nn.Module, place: Place, shapes: tuple[Shape, Shape], sent: Sent) -> Place:
+    """Images tell which place of a window held its maximum, see `pooling`; nothing here does."""
+    raise ArithmeticError("which place of each window held the maximum is not known")
+
+
 ROWS: dict[type[nn.Module], Row] = {
     nn.Conv2d: Row(equations=input_equations),
     nn.Linear: Row(equations=input_equations),
@@ -321,6 +326,7 @@ ROWS: dict[type[nn.Module], Row] = {
     Normalise: Row(inverse=inverse_normalise),
     nn.AdaptiveAvgPool2d: Row(),  # hides its input, but spreads the slope
     nn.AvgPool2d: Row(),
+    nn.MaxPool2d: Row(whole=hidden_maxima),
     ResidualBlock: Row(whole=through_block, told=tell_output, agrees=AGREES),
     NormedConv: Row(whole=through_normed, told=tell_output, agrees=AGREES),
     NormBehind: Row(whole=through_norm_behind, agrees=AGREES),

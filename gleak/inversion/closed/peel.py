@@ -32,8 +32,10 @@ from gleak.inversion.closed.chain import (
     trace,
 )
 from gleak.inversion.closed.groups import in_groups
+from gleak.inversion.closed.held import held_through
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import Kept, find_row, row_of
+from gleak.inversion.closed.pooling import behind, bounds, find_places
 from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
 from gleak.inversion.closed.solve import Solved, solve_input
 from gleak.inversion.closed.start import hidden_start
@@ -41,7 +43,30 @@ from gleak.labels.features import image_features
 from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge, Update
 
+SPARE = 1.25  # 2 and more are found, 1.1 is not
 TOLERANCE = 1e-2  # relative error of an equation, above which masks are wrong and not only digits
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """Where a peeling stands: all that going on from there takes.
+
+    start, depth: the steps in front of which it started, and all is known now. place: what is known
+    there. features: (K, M), which whatever is found has to lead to. careful: as of `start_of`.
+    tolerance: relative error of the features; allowed: of a layer's equations. images: (K, ...)
+    that a search found, to which the rest is held; None before it.
+    """
+
+    chain: Chain
+    sent: Sent
+    start: int
+    depth: int
+    place: Place
+    features: torch.Tensor
+    careful: bool
+    tolerance: float
+    allowed: float
+    images: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +83,7 @@ class Peeled:
     known, as for trained networks.
     place: where that is, for people. ended: why it goes no further, for people; empty for images.
     started: the layer that it started at, for people, if that is not the classifier.
+    front: where it stands, to go on from: see `peel_behind`.
     """
 
     trunk: nn.Module
@@ -70,7 +96,8 @@ class Peeled:
     sharp: bool
     place: str
     ended: str
-    started: str = ""
+    started: str
+    front: Front
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.activations.shape[1:]))
@@ -102,20 +129,83 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
     chain, sent = trace(update.model, update.input_shape), Sent(update)
     depth, place, features, careful = start_of(chain, sent, update, counts)
     tolerance = max(TOLERANCE, sent.precision)
-    misfit_allowed = tolerance if misfit_allowed is None else misfit_allowed
-    steps, started = chain.steps, ""
-    if depth < len(steps) - 1:
-        started = f"{steps[depth - 1].kind} (layer {depth - 1} of {len(steps)})"
-    assert place.values is not None
-    activations, ended, sharp = place.values, "", False
-    for index in range(depth - 1, -1, -1):
+    allowed = tolerance if misfit_allowed is None else misfit_allowed
+    front = Front(chain, sent, depth, depth, place, features, careful, tolerance, allowed)
+    return descend(front)
+
+
+def hidden_by_maxima(peeled: Peeled) -> bool:
+    """Whether a max-pooling ended the peeling whose places may be found, as far as counting says.
+
+    The gradient of the convolution in front of it must give `SPARE` times as many equations as
+    there are unknowns: the places take some of them.
+    """
+    try:
+        index, at, _, _ = pooling_of(peeled.front)
+    except ArithmeticError:
+        return False
+    conv, entering = peeled.front.chain.steps[at].layer, peeled.front.chain.steps[at].entering
+    weight = conv.get_parameter("weight")
+    unknown = len(peeled.activations) * entering[1] * entering[2]
+    return weight[:, 0].numel() >= SPARE * unknown
+
+
+def pooling_of(front: Front) -> tuple[int, int, list[Step], torch.Tensor]:
+    """The pooling right in front of what is known, and as `behind` what lies in front of that.
+
+    Raises ArithmeticError where there is none.
+    """
+    steps, index = front.chain.steps, front.depth - 1
+    while index > 0 and isinstance(steps[index].layer, nn.Identity):
+        index -= 1
+    if index < 1 or not isinstance(steps[index].layer, nn.MaxPool2d):
+        raise ArithmeticError("the peeling did not end at a max-pooling")
+    return index, *behind(steps, index)
+
+
+def peel_behind(peeled: Peeled, images: torch.Tensor) -> Peeled:
+    """Peel on where a max-pooling ended it, with images that a search found from there.
+
+    images: (K, C, H, W), good enough to say which place of most windows is the largest.
+
+    Raises MissingKnowledge where it was no pooling that ended it, or the places are not found.
+    """
+    front, images = peeled.front, images.to(peeled.activations)
+    place, steps = front.place, front.chain.steps
+    try:
+        index, at, between, turns = pooling_of(front)
+        for step in between:
+            place = through(step, place, front.sent, front.allowed, front.careful)
+        conv, pool = steps[at].layer, steps[index].layer
+        assert isinstance(conv, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)
+        start, limits = front.chain.values(at, images), bounds(steps, at)
+        place = find_places(conv, pool, place, front.sent, start, limits, turns, front.allowed)
+        assert place.values is not None
+        if not consistent(steps[at:-1], place.values, front.features, front.tolerance):
+            raise ArithmeticError("what was found in front of it does not lead to the features")
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:
+        reason = f"the places of its maxima were not found: {error}"
+        raise MissingKnowledge(f"{peeled.ended.split(':')[0]}: {reason}") from error
+    return descend(replace(front, depth=at, place=place, careful=True, images=images))
+
+
+def descend(front: Front) -> Peeled:
+    """Peel from where the front stands, as far as it goes."""
+    chain, sent, place, tolerance = front.chain, front.sent, front.place, front.tolerance
+    steps, ended = chain.steps, ""
+    for index in range(front.depth - 1, -1, -1):
         step = steps[index]
         if isinstance(step.layer, nn.Identity):
             continue
         try:
-            place = through(step, place, sent, misfit_allowed, careful)
+            if front.images is not None and isinstance(step.layer, nn.Conv2d):
+                guess = chain.values(index, front.images)
+                place = held_through(step.layer, place, sent, guess)
+            else:
+                place = through(step, place, sent, front.allowed, front.careful)
             if place.as_run:
                 steps = (*steps[:index], replace(step, layer=place.as_run), *steps[index + 1 :])
+                front = replace(front, chain=replace(chain, steps=steps))
             beneath = find_row(steps[index - 1].layer) if index else None
             if beneath and beneath.told:
                 place = beneath.told(steps[index - 1].layer, place, sent)
@@ -124,15 +214,14 @@ def peel(update: Update, counts: torch.Tensor, *, misfit_allowed: float | None =
             if place.values is None or place.known is not None:
                 continue
             agrees = row_of(step.layer).agrees or tolerance
-            if not consistent(steps[index:-1], place.values, features, agrees):
+            if not consistent(steps[index:-1], place.values, front.features, agrees):
                 raise ArithmeticError("what was found in front of it does not lead to the features")
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
             break  # what was found before stands
         if not chain.has_before(index, nn.Dropout):  # the trunk does not know what that kept
-            depth, activations, sharp = index, place.values, place.deviation is not None
-    activations = activations.to(update.classifier.weight.dtype)
-    return peeled_at(chain, depth, activations, ended, started, sharp)
+            front = replace(front, depth=index, place=place)
+    return peeled_at(front, ended)
 
 
 def start_of(
@@ -170,24 +259,28 @@ def start_of(
     return len(chain.steps) - 1, place, features, normed
 
 
-def peeled_at(
-    chain: Chain, depth: int, activations: torch.Tensor, ended: str, started: str, sharp: bool
-) -> Peeled:
-    """The result, with activations that enter step `depth`."""
-    trunk, steps = chain.trunk(depth), chain.steps
+def peeled_at(front: Front, ended: str) -> Peeled:
+    """The result, with the activations that enter the step at the front."""
+    chain, depth, start = front.chain, front.depth, front.start
+    trunk, steps, values = chain.trunk(depth), chain.steps, front.place.values
     into = steps[depth].kind if depth else "the network"
+    started = ""
+    if start < len(steps) - 1:
+        started = f"{steps[start - 1].kind} (layer {start - 1} of {len(steps)})"
+    assert values is not None
     return Peeled(
         trunk,
-        activations,
+        values.to(steps[-1].layer.get_parameter("weight")),
         is_image=depth == 0,
         is_features=depth == len(steps) - 1,
         parameters=tuple(name for name, _ in trunk.named_parameters()),
         rough=chain.has_before(depth, nn.ReLU, nn.Hardtanh, nn.MaxPool2d, NormedConv, NormBehind),
         deep=chain.has_before(depth, ResidualBlock),
-        sharp=sharp,
+        sharp=front.place.deviation is not None and depth < start,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,
         started=started,
+        front=front,
     )
 
 

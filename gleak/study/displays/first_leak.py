@@ -6,8 +6,11 @@ import pandas as pd
 import torch
 
 from gleak.data import Batch
+from gleak.metrics import score_labels
+from gleak.study import criterion
 from gleak.study.book import glue, verdict
 from gleak.study.experiments import first_leak as experiment
+from gleak.study.verdicts import Setting, setting
 
 
 def glue_batch(batch: Batch) -> None:
@@ -85,30 +88,30 @@ def check_best(runs: Sequence[pd.DataFrame], best: pd.DataFrame) -> None:
     print(f"gleak beats an 8x8 thumbnail by 1 dB: {better}")
 
 
-def verdict_labels(batch: Batch, counts: torch.Tensor) -> None:
-    """Claim 1; counts: by the rule of the claim."""
-    exact = is_exact(batch, counts)
-    verdict(
-        claim=1,
-        setting=f"one gradient on {len(batch)} images, an untrained network",
-        measured=f"counts of all {batch.num_classes} classes "
-        + ("exact" if exact else "not all right"),
-        verdict="holds" if exact else "does not hold",
-        why="Random images pass an untrained network much as the client's do."
-        if exact
-        else "The mean softmax of random images is not near enough to that of the client's.",
+def where(batch: Batch, model: str, what: str) -> Setting:
+    """The setting of the chapter; what: labels or images."""
+    return setting(
+        f"one gradient of {model} on {len(batch)} images, untrained",
+        what=what,
+        images=len(batch),
+        pixels=batch.images.shape[-1],
+        more=f"on {model}",
     )
 
 
-def verdict_images(best: pd.DataFrame) -> None:
-    """Claim 2; best: the scores of the strongest attack."""
-    reached, thumbnail = best["psnr"].mean(), best["thumb8"].mean()
-    verdict(
-        claim=2,
-        setting=f"one gradient on {len(best)} images, an untrained network",
-        measured=f"{reached:.1f} dB on average, an 8×8 thumbnail has {thumbnail:.1f} dB",
-        verdict="holds" if reached > thumbnail else "does not hold",
-        why="The gradient holds the activations of each single image, and images follow from those."
-        if reached > thumbnail
-        else "In this budget the search found no images that fit what the gradient holds.",
+def verdict_on_labels(batch: Batch, restored: Mapping[str, torch.Tensor], model: str) -> None:
+    """Claim 1; restored: counts by rule."""
+    rows = [{"method": m, **score_labels(c, batch.label_counts)} for m, c in restored.items()]
+    found = criterion.label_columns(pd.DataFrame(rows), [], name="gradient")
+    verdict([1], [(where(batch, model, "labels"), found)])
+
+
+def verdict_on_images(
+    batch: Batch, runs: Sequence[pd.DataFrame], best: pd.DataFrame, model: str
+) -> None:
+    """Claim 2; runs: scores of the starts of matching, best: of `gleak`."""
+    scores = pd.concat(
+        [pd.concat(runs).assign(attack="inverting-gradients"), best.assign(attack="gleak")]
     )
+    found = criterion.image_columns(scores, [], name="gradient")
+    verdict([2], [(where(batch, model, "images"), found)])

@@ -1,11 +1,13 @@
 """Photographs with a thousand possible classes: tables, numbers, claims and verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
 from gleak.inversion import Inversion
-from gleak.study.book import verdict
+from gleak.study import criterion
+from gleak.study.book import Row, verdict
+from gleak.study.verdicts import setting
 
 COLUMNS = {"PSNR": "psnr", "SSIM": "ssim", "flat colour": "mean_colour", "8×8": "thumb8"}
 NAN = float("nan")
@@ -111,35 +113,75 @@ def card_claims(runs: pd.DataFrame) -> dict[str, bool]:
     return {"every search at 224 pixels stays below the thumbnails": below}
 
 
-def verdict_on_labels(read: pd.DataFrame, trained: str, size: int, classes: int) -> None:
-    """Claim 1. size, classes: of the batch whose labels were read."""
-    untrained = read["instance"]["resnet18", "zlg"]
-    of_trained = read["instance"].get((trained, "zlg"), untrained)
-    verdict(
-        claim=1,
-        setting=f"{size} photographs, {classes} classes",
-        measured=f"the paper's rule names {100 * untrained:.0f} % on an untrained ResNet-18 and "
-        f"{100 * of_trained:.0f} % on the trained network",
-        verdict="holds" if min(untrained, of_trained) > 0.95 else "holds partly",
-        why="Random inputs stand in for the client's softmax, which a trained network does not "
-        "give them.",
-    )
+# Verdicts
+
+Runs = Mapping[str, tuple[Inversion, pd.DataFrame]]  # name -> what a search found, its scores
+LARGE = 224  # pixels, of the photographs on the card
+
+
+def verdict_on_labels(read: pd.DataFrame, trained: str, size: int, pixels: int) -> None:
+    """Claim 1, and on the trained network claim 6; read: the rows of `labels_read`."""
+    for model, runs in read.groupby("model", sort=False):
+        known = model == trained
+        words = f"{size} photographs, {model}, {'trained on ImageNet' if known else 'untrained'}"
+        where = setting(
+            words, what="labels", images=size, pixels=pixels, trained=known, more=f"on {model}"
+        )
+        verdict([1, 6] if known else [1], [(where, criterion.label_columns(runs, ["seed"]))])
+
+
+def photo_columns(runs: Runs) -> dict[str, criterion.Finding]:
+    """Both columns of one batch of photographs; runs: attack -> what it found."""
+    frame = pd.concat([scores.assign(attack=attack) for attack, (_, scores) in runs.items()])
+    return criterion.image_columns(frame, [])
+
+
+def of_card(runs: pd.DataFrame) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
+    """Words, images, network and rows of each case on the card; runs: as `card` has them."""
+    for case, rows in runs.reset_index().groupby("case", sort=False):
+        network, mode, size = str(case).rsplit("-", 2)
+        words = f"graphics card: {size} photographs of {LARGE} pixels, {network} in {mode} mode"
+        yield words, int(size), network, rows
 
 
 def verdict_on_images(
-    plain: pd.DataFrame, deep: pd.DataFrame, images: int, sides: tuple[int, int]
+    plain: Runs,
+    deep: Runs,
+    trained: Runs,
+    on_card: pd.DataFrame,
+    *,
+    model: str,
+    sides: tuple[int, int],
 ) -> None:
-    """Claim 7. sides: pixels of the photographs in the plain and in the deep network."""
-    psnr = deep["PSNR"]
-    verdict(
-        claim=7,
-        setting=f"{images} photographs at {sides[0]} and {sides[1]} pixels, untrained networks",
-        measured=f"the paper's attack {plain['PSNR']['general']:.1f} dB on the plain network at "
-        f"equal time; with the closed form {plain['PSNR']['gleak']:.1f} dB, on ResNet-18 "
-        f"{psnr['eval mode']:.1f} dB in eval and {psnr['train mode']:.1f} dB in train mode; "
-        f"8×8 thumbnails {plain['8×8']['gleak']:.1f} dB",
-        verdict="holds partly",
-        why="Photographs do come back from ImageNet's classes, but at reduced size and in small "
-        "batches; at 224 pixels, on a graphics card, neither it nor GradInversion came near the "
-        "thumbnails.",
-    )
+    """Claim 2, and on the trained network claim 6.
+
+    plain, trained: attack -> what it found; deep: the same of `gleak` by the mode of batch norm.
+    sides: pixels in the plain and in the deep network.
+    """
+    size = len(next(iter(plain.values()))[1])
+    words = f"{size} photographs of {sides[0]} pixels, {model}, equal time"
+    rows: list[Row] = [
+        (setting(words, images=size, pixels=sides[0], more=f"on {model}"), photo_columns(plain))
+    ]
+    for mode, found in deep.items():
+        words = f"{size} photographs of {sides[1]} pixels, ResNet-18 in {mode}"
+        where = setting(words, images=size, pixels=sides[1], more="on resnet18")
+        rows.append((where, photo_columns({"gleak": found})))
+    for words, images, network, runs in of_card(on_card):
+        where = setting(words, images=images, pixels=LARGE, more=f"on {network}")
+        rows.append((where, criterion.image_columns(runs, ["seed"])))
+    verdict([2], rows)
+    for name, found in trained.items():
+        words = f"one photograph of {sides[0]} pixels, {name}, trained on ImageNet"
+        where = setting(words, images=1, pixels=sides[0], trained=True, more=f"on {name}")
+        verdict([2, 6], [(where, photo_columns({"gleak": found}))])
+
+
+def verdict_on_rivals(on_card: pd.DataFrame) -> None:
+    """Claim 7, from the runs with GradInversion in them."""
+    rows: list[Row] = []
+    for words, images, network, runs in of_card(on_card):
+        if "gradinversion" in set(runs.attack):
+            where = setting(words, images=images, pixels=LARGE, more=f"on {network}")
+            rows.append((where, criterion.rival_columns(runs, ["seed"], "general")))
+    verdict([7], rows)

@@ -1,6 +1,6 @@
 """Images from FedSGD gradients: tables, figures, numbers for the prose, claims and verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,7 +8,9 @@ from pandas.io.formats.style import Styler
 
 from gleak import figures
 from gleak.inversion import Inversion
-from gleak.study.book import verdict
+from gleak.study import criterion
+from gleak.study.book import Row, verdict
+from gleak.study.verdicts import FEW, setting
 
 Results = Mapping[str, tuple[Inversion, pd.DataFrame]]  # attack -> what it found, its scores
 
@@ -215,33 +217,67 @@ def card_best(runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def verdict_on_images(
-    model: str, results: Results, deep_scores: pd.DataFrame, thumbnail: float
-) -> None:
-    """Claim 2. thumbnail: of the images that `results` restored."""
-    paper, scores = results["general"][1]["psnr"].mean(), results["gleak"][1]
-    verdict(
-        claim=2,
-        setting=f"one gradient of {model} on {len(scores)} images; ResNet-18 with batch norm in "
-        "train mode",
-        measured=f"{model}: the paper's attack {paper:.1f} dB, with the closed form "
-        f"{scores['psnr'].mean():.1f} dB; ResNet-18: {deep_scores['psnr'].mean():.1f} dB; "
-        f"8×8 thumbnails {deep_scores['thumb8'].mean():.1f} dB",
-        verdict="holds" if paper > thumbnail else "holds partly",
-        why="The gradient holds the activations of single images; how much a search finds of them "
-        "is a matter of the landscape.",
-    )
+NETWORKS = {  # of the cases of the recorded table
+    "lenet": "LeNet with sigmoids",
+    "resnet18-train": "ResNet-18 in train mode",
+    "resnet18-eval": "ResNet-18 in eval mode",
+}
 
 
-def verdict_on_rivals(model: str, gap: pd.Series) -> None:
-    """Claim 7, from the gaps of the contest."""
-    wins = int((gap > 0).sum())
-    verdict(
-        claim=7,
-        setting=f"{len(gap)} cases of 8 or 16 images on {model}, distinct or repeated labels, "
-        "equal evaluations of the loss",
-        measured=f"the paper's attack against GradInversion: {gap.min():+.1f} to {gap.max():+.1f} "
-        f"dB, ahead in {wins} of {len(gap)}",
-        verdict="holds" if wins == len(gap) else "holds partly" if wins else "does not hold",
-        why="Both match the same gradient; they differ in the optimiser and the priors only.",
-    )
+def cases(stored: pd.DataFrame) -> pd.DataFrame:
+    """The recorded runs with their network, the number of images, and what images these are."""
+    head = stored.case.str.extract(r"^(.+?)-(\d+)(-repeated)?$")
+    crops = head[0].eq("crops").map({True: "crops of photographs", False: "CIFAR images"})
+    network = head[0].map(NETWORKS).fillna("convnet")
+    kind = crops + head[2].notna().map({True: " with repeated labels", False: ""})
+    return stored.assign(network=network, images=head[1].astype(int), kind=kind)
+
+
+def apart(runs: pd.DataFrame) -> str:
+    """What else tells a setting from others: its network, and repeated labels."""
+    repeated = runs.kind.iloc[0].endswith("repeated labels")
+    return f"on {runs.network.iloc[0]}" + " with repeated labels" * repeated
+
+
+def sized(runs: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Network and images in words, the least number of images, and the rows, few and many apart."""
+    groups = runs.groupby(["network", "kind", runs.images <= FEW], sort=False)
+    for (network, kind, _), rows in groups:
+        sizes = ", ".join(map(str, sorted(rows.images.unique())))
+        yield f"{network}, {sizes} {kind}", int(rows.images.min()), rows
+
+
+def example(results: Results) -> pd.DataFrame:
+    """The scores of one gradient, a row for each image and attack."""
+    return pd.concat([scores.assign(attack=name) for name, (_, scores) in results.items()])
+
+
+def verdict_on_images(stored: pd.DataFrame, model: str, results: Results) -> None:
+    """Claim 2, from the recorded runs, and from the gradient of this page."""
+    rows: list[Row] = []
+    for words, size, runs in sized(cases(stored)):
+        where = setting(f"recorded: {words}", images=size, more=apart(runs))
+        rows.append((where, criterion.image_columns(runs, ["seed"], match=["case"])))
+    images = example(results)
+    size = len(results["gleak"][1])
+    where = setting(f"this page: {model}, {size} images", images=size, more=f"on {model}")
+    rows.append((where, criterion.image_columns(images, [], name="gradient")))
+    verdict([2], rows)
+
+
+def verdict_on_rivals(stored: pd.DataFrame, on_card: pd.DataFrame) -> None:
+    """Claim 7 on images: recorded runs with GradInversion, on a CPU and on the graphics card."""
+    rows: list[Row] = []
+    equal = stored.case.str.startswith("gradinversion")
+    small = ~on_card.case.str.contains("resnet")  # photographs are another chapter's
+    for made, runs in {
+        "equal evaluations": stored[equal],
+        "each attack as in the table": stored[~equal],
+        "graphics card": on_card[small],
+    }.items():
+        chosen = runs[runs.case.isin(runs.case[runs.attack == "gradinversion"])]
+        for words, size, found in sized(cases(chosen)):
+            where = setting(f"{made}: {words}", images=size, more=apart(found))
+            compared = criterion.rival_columns(found, ["seed"], "general", match=["case"])
+            rows.append((where, compared))
+    verdict([7], rows)

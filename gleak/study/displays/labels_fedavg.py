@@ -5,8 +5,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from gleak import figures
-from gleak.study.book import glue, verdict
+from gleak.study import criterion
+from gleak.study.book import Row, glue, verdict
 from gleak.study.experiments.labels_fedavg import DATA_METHODS
+from gleak.study.verdicts import setting
 
 
 def by_method(frame: pd.DataFrame) -> pd.Series:
@@ -106,41 +108,42 @@ def check_deep(frame: pd.DataFrame) -> None:
         print(f"gleak restores 99 % of the labels: {by_method(frame)['gleak'] >= 0.99}")
 
 
-def claimed_rule(scores: pd.Series) -> str:
-    """The rule that the claim is about; some networks are refused by the one of the weights."""
-    return "zlg" if "zlg" in scores else "zlg-bias, start"
+# Verdicts
 
 
-def verdict_untrained(frame: pd.DataFrame, model: str, dataset: str) -> None:
-    """Claim 1 at the first stage, after little local training."""
-    first, steps, epochs = shortest(frame), frame.steps.min(), frame.E.min()
-    rule = claimed_rule(first)
-    verdict(
-        claim=1,
-        setting=f"weights after {epochs} local epoch{'s' if epochs > 1 else ''} at learning rate "
-        f"{frame.lr.min():g}, {model} on {dataset}, "
-        + (f"trained for {steps} steps" if steps else "untrained"),
-        measured=f"gleak {first['gleak']:.2f}, {rule} {first[rule]:.2f}, guessing "
-        f"{first['even']:.2f} of the labels",
-        verdict="holds" if first[rule] > first["even"] + 0.3 else "holds partly",
-        why="After small steps the mean of the local gradients is nearly one gradient of all "
-        "images.",
-    )
+def stage_rows(frame: pd.DataFrame, model: str, dataset: str, size: int) -> list[tuple[int, Row]]:
+    """A row for each stage and number of local epochs, over all rates and batch sizes."""
+    rows: list[tuple[int, Row]] = []
+    runs = frame[~frame.method.isin(DATA_METHODS)]
+    for (steps, epochs), chosen in runs.groupby(["steps", "E"]):
+        local = f"{epochs} local epoch{'s' if epochs > 1 else ''}"
+        rates = ", ".join(f"{rate:g}" for rate in sorted(chosen.lr.unique()))
+        server = f"trained for {steps} steps" if steps else "untrained"
+        words = f"{size} images, {local} at rates of {rates}; {model} on {dataset}, {server}"
+        found = criterion.label_columns(chosen, criterion.TRAINED)
+        where = setting(
+            words,
+            what="labels",
+            images=size,
+            trained=bool(steps),
+            weights=True,
+            more=f"after {local}",
+        )
+        rows.append((steps, (where, found)))
+    return rows
 
 
-def verdict_trained(frame: pd.DataFrame) -> None:
-    """Claim 6, where there is a network that was trained before."""
-    if frame.steps.max() == 0:
-        return
-    rule = claimed_rule(shortest(frame))
-    trained, epochs = by_method(frame[frame.steps > 0]), map(str, frame.E.unique())
-    verdict(
-        claim=6,
-        setting=f"weights after {' or '.join(epochs)} epochs, networks trained at the server "
-        "before",
-        measured=f"{rule} {trained[rule]:.2f}, guessing {trained['even']:.2f}, gleak "
-        f"{trained['gleak']:.2f} of the labels",
-        verdict="does not hold" if trained[rule] < trained["even"] + 0.1 else "holds partly",
-        why="The softmax of random images is not the client's, and during local training p - y "
-        "fades.",
-    )
+def verdict_on_counts(
+    frame: pd.DataFrame, deep: pd.DataFrame, model: str, dataset: str, size: int
+) -> None:
+    """Claim 1, and on trained networks claim 6, too; deep: the rows of the deep network."""
+    rows = stage_rows(frame, model, dataset, size)
+    untrained = [row for steps, row in rows if not steps]
+    if len(deep):
+        words = "16 images, 4 local steps at a rate of 0.001; ResNet-18 in train mode, untrained"
+        where = setting(words, what="labels", images=16, weights=True, more="on ResNet-18")
+        untrained.append((where, criterion.label_columns(deep, ["seed"])))
+    trained = [row for steps, row in rows if steps]
+    for claims, chosen in (([1], untrained), ([1, 6], trained)):
+        if chosen:
+            verdict(claims, chosen)

@@ -1,6 +1,6 @@
 """Chapter 02, how it is shown: tables, figures, checks and verdicts of the label counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -8,10 +8,17 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from gleak import figures
-from gleak.study.book import glue, verdict
+from gleak.study import criterion
+from gleak.study.book import Row, glue, verdict
 from gleak.study.experiments.labels_fedsgd import RIVALS, WITH_DATA
+from gleak.study.verdicts import FEW, setting
 
-NAMED = {"lenet": "LeNet with ReLU"}
+NAMED = {
+    "lenet": "LeNet with ReLU",
+    "lenet, ReLU": "LeNet with ReLU",
+    "lenet, sigmoid": "LeNet with sigmoids",
+    "lenet, tanh": "LeNet with tanh",
+}
 CELL = ["network", "N", "K"]  # of the recorded table
 STAGE = ["network", "pool", "steps"]
 
@@ -146,21 +153,6 @@ def glue_recorded(frame: pd.DataFrame) -> None:
     glue("hard", hard)
     for method in ("gleak", "zlg-bias"):
         glue(f"hard_{method.replace('-', '_')}", float(shares.loc[hard, method].mean()))
-
-
-def verdict_recorded(frame: pd.DataFrame) -> None:
-    """Claim 1 on the recorded grid."""
-    found, networks = reached(frame), frame.network.nunique()
-    verdict(
-        claim=1,
-        setting=f"one gradient, untrained networks, {frame.K.min()} to {frame.K.max()} images, "
-        f"{frame.N.min()} and {frame.N.max()} classes, recorded",
-        measured="0.99 of the labels in every cell, and 0.9 of the batches up to 64 images "
-        "exactly: " + "; ".join(f"{m} on {len(found[m])} of {networks} networks" for m in found),
-        verdict="holds" if len(found["zlg-bias"]) == networks else "holds partly",
-        why="The bias gives the counts once the mean softmax is known, and that hardly moves "
-        "between images unless large random weights spread it.",
-    )
 
 
 # Trained networks
@@ -342,65 +334,81 @@ def check_classes(frame: pd.DataFrame) -> None:
 # Verdicts
 
 
-def verdict_untrained(frame: pd.DataFrame) -> None:
-    """Claim 1 on untrained networks."""
-    rectified = relu(frame)
-    sigmoid = by_method(frame[frame.network == "lenet, sigmoid"])
-    verdict(
-        claim=1,
-        setting="one gradient, untrained networks, repeated labels, "
-        f"{frame.K.min()} to {frame.K.max()} images",
-        measured=f"gleak {rectified['gleak']:.3f}, zlg-bias {rectified['zlg-bias']:.3f}, "
-        f"zlg {rectified['zlg']:.2f} of the labels with ReLU; with sigmoid "
-        f"{sigmoid['gleak']:.2f}, {sigmoid['zlg-bias']:.2f} and {sigmoid['zlg']:.2f}",
-        verdict="holds" if rectified["gleak"] > 0.99 else "holds partly",
-        why="An untrained network gives nearly the same softmax to random images and to the "
-        "client's.",
-    )
+def sized(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows with few images and those with many, with their sizes in words."""
+    for few in (True, False):
+        rows = frame[(frame.K <= FEW) == few]
+        if len(rows):
+            yield f"{listed(rows.K)} images", rows
 
 
-def verdict_trained(frame: pd.DataFrame) -> None:
-    """Claim 6 on large batches."""
-    mean, late = by_method(frame), latest(frame)
-    verdict(
-        claim=6,
-        setting=f"one gradient, networks trained for {frame.steps.min()} to {frame.steps.max()} "
-        "steps, skewed labels",
-        measured=f"zlg {mean['zlg']:.2f}, guessing {mean['even']:.2f}, "
-        f"gleak {mean['gleak']:.2f} of the labels",
-        verdict="does not hold" if late["zlg"] < late["even"] + 0.1 else "holds partly",
-        why="Random images do not show the softmax of real ones; what the network knows well "
-        "hardly shows in any gradient, so gleak keeps only a part, and says how sure it is.",
-    )
+def listed(values: pd.Series) -> str:
+    """The different values of a column, in their order."""
+    return ", ".join(map(str, sorted(values.unique())))
 
 
-def verdict_small_batches(frame: pd.DataFrame, rule: str) -> None:
-    """Claim 6 on fewer images than classes; rule: the one that the claim is about."""
-    mean = frame.mean(numeric_only=True)
-    sizes = " or ".join(map(str, frame.K.unique()))
-    verdict(
-        claim=6,
-        setting=f"one gradient of {sizes} images, fewer than classes, networks trained for "
-        f"{frame.steps.min()} to {frame.steps.max()} steps",
-        measured=f"{rule} {mean[rule]:.2f}, guessing {mean['even']:.2f}, gleak "
-        f"{mean['gleak']:.2f} of the labels and {mean['gleak exact']:.2f} of the batches exactly",
-        verdict="does not hold" if mean[rule] < mean["even"] + 0.1 else "holds partly",
-        why="The rule of the claim guesses a softmax; but features of single images lie open in "
-        "such a gradient, and with them the labels, unless the network knows an image to seven "
-        "digits.",
-    )
+def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
+    """A row for each network and size; made: where the runs are from."""
+    for network, runs in frame.groupby("network", sort=False):
+        name = NAMED.get(str(network), str(network))
+        for sizes, rows in sized(runs):
+            words = f"{made}: {name}, {sizes}, {listed(rows.N)} classes, untrained"
+            yield (
+                setting(words, what="labels", images=rows.K.min(), more=f"on {name}"),
+                criterion.label_columns(rows, ["seed"]),
+            )
 
 
-def verdict_distributions(frame: pd.DataFrame, rule: str) -> None:
-    """Claim 7: the rule of the claim against GradInversion, where that does not refuse."""
-    flat = frame[frame.steps == 0].pivot_table("instance", "labels", "method")
-    rival = "gradinversion" if "gradinversion" in flat else "even"
-    verdict(
-        claim=7,
-        setting="label distributions from uniform to a single class, an untrained network",
-        measured=f"worst distribution: gleak {flat['gleak'].min():.2f}, {rule} "
-        f"{flat[rule].min():.2f}, {rival} {flat[rival].min():.2f} of the labels",
-        verdict="holds" if flat[rule].min() > flat[rival].min() else "does not hold",
-        why="GradInversion assumes that no label repeats; counting does not mind which labels "
-        "they are.",
-    )
+def verdict_untrained(frame: pd.DataFrame, grid: pd.DataFrame) -> None:
+    """Claim 1 on untrained networks, of this page and recorded."""
+    verdict([1], [*untrained_rows(grid, "recorded"), *untrained_rows(frame, "this page")])
+
+
+def verdict_trained(frame: pd.DataFrame, handful: pd.DataFrame, size: int) -> None:
+    """Claims 1 and 6 on trained networks, stage by stage; handful: fewer images than classes."""
+    rows: list[Row] = []
+    for steps, runs in frame.groupby("steps"):
+        words = f"{size} images, {listed(runs.network)} on {listed(runs.pool)} after {steps} steps"
+        found = criterion.label_columns(own(runs), criterion.TRAINED)
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
+    few = few_images(handful)
+    for steps, runs in few.groupby("steps"):
+        words = f"{listed(runs.K)} images, {listed(runs.pool)} after {steps} steps"
+        found = criterion.label_columns(runs, criterion.TRAINED)
+        rows.append((setting(words, what="labels", images=few.K.max(), trained=bool(steps)), found))
+    verdict([1, 6], rows)
+
+
+def own(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of rules that need no data of the client's kind, which the claims are about."""
+    return frame[~frame.method.isin([*WITH_DATA, "oracle"])]
+
+
+def few_images(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of small batches with a row for each rule."""
+    about = [name for name in ("pool", "steps", "K", "seed", "training", "even") if name in frame]
+    rules = [*few_rivals(frame), "gleak"]
+    return frame.melt(about, rules, var_name="method", value_name="instance").dropna()
+
+
+def verdict_distributions(
+    grid: pd.DataFrame, skewed: pd.DataFrame, frame: pd.DataFrame, size: int
+) -> None:
+    """Claim 7 on labels: the published rule against GradInversion's.
+
+    grid: recorded, untrained networks; skewed: trained ones; frame: the distributions.
+    """
+    rows: list[Row] = []
+    for sizes, runs in sized(grid):
+        found = criterion.rival_columns(runs, ["seed"], "zlg", of="labels")
+        words = f"recorded: labels as they come, {sizes}, {listed(runs.network)}, untrained"
+        rows.append((setting(words, what="labels", images=runs.K.min()), found))
+    for steps, runs in skewed.groupby("steps"):
+        found = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")
+        words = f"skewed labels, {size} images, {listed(runs.network)} after {steps} steps"
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
+    for steps, runs in frame.groupby("steps"):
+        found = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")
+        words = f"labels from uniform to a single class, after {steps} steps"
+        rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
+    verdict([7], rows)

@@ -11,8 +11,10 @@ from pandas.io.formats.style import Styler
 
 from gleak import figures
 from gleak.inversion import Inversion
-from gleak.study.book import verdict
+from gleak.study import criterion
+from gleak.study.book import Row, verdict
 from gleak.study.experiments.same_label import CLOSED_FORM, PATTERNS, SENT, likeness
+from gleak.study.verdicts import setting
 
 # -- the sum comes back, the differences do not ---------------------------------------------------
 
@@ -229,40 +231,39 @@ def check_remedies(frame: pd.DataFrame, table: pd.DataFrame, dataset: str, seeds
 
 # -- verdicts -------------------------------------------------------------------------------------
 
+PAPER = "L2"  # the case with the published attack
 
-def judge_matching(table: pd.DataFrame, model: str, dataset: str, images: int, seeds: int) -> None:
-    """Claim 5 under gradient matching."""
-    verdict(
-        claim=5,
-        setting=f"gradient matching, untrained {model}, {images} images of one class of {dataset}, "
-        f"{seeds} seeds",
-        measured=f"{value(table, 'psnr', 'equal'):.1f} dB with equal labels against "
-        f"{value(table, 'psnr', 'distinct'):.1f} dB for the same images with distinct labels; the "
-        f"mean image has {value(table, 'mean image', 'equal'):.1f} dB; the restored mean "
-        f"{value(table, 'mean restored', 'equal'):.1f} dB; of the differences "
-        f"{share(table, 'matching'):.0%} are left",
-        verdict="holds" if share(table, "matching") < 0.5 else "does not hold",
-        why="With equal labels all images have the same slope at the classifier, so its gradient "
-        "holds their sum, and what tells them apart is too faint for the search.",
+
+def fusion(frame: pd.DataFrame, case: str) -> criterion.Finding | None:
+    """Claim 5 in one case, paired by seed; None where it was not run with both kinds of labels."""
+    runs = frame[frame.case == case].set_index(["labels", "seed"])
+    if not {"distinct", "equal"} <= set(runs.index.unique("labels")):
+        return None
+    distinct, equal = runs.loc["distinct"], runs.loc["equal"]
+    both = distinct.index.intersection(equal.index)
+    distinct, equal = distinct.loc[both], equal.loc[both]
+    return criterion.fused(
+        case,
+        distinct["differences"],
+        equal["differences"],
+        equal["mean restored"],
+        equal["mean image"],
     )
 
 
-def judge_closed_form(table: pd.DataFrame) -> None:
-    """Claim 5 for the closed form."""
-
-    def closed(column: str, labels: str) -> float:
-        return value(table, column, labels, CLOSED_FORM)
-
-    verdict(
-        claim=5,
-        setting="closed form (gleak), the same images and networks, gradient in float32",
-        measured=f"the differences between the images correlate by "
-        f"{closed('differences', 'equal'):.2f} with equal labels and by "
-        f"{closed('differences', 'distinct'):.2f} with distinct ones (matching: "
-        f"{value(table, 'differences', 'equal'):.2f}); {closed('psnr', 'equal'):.1f} and "
-        f"{closed('psnr', 'distinct'):.1f} dB",
-        verdict="holds" if share(table, CLOSED_FORM) < 0.5 else "does not hold",
-        why="The softmax of the images differs in the fifth digit, the gradient has seven, and the "
-        "classifier's equations use them: the images come apart, if less sharp than with distinct "
-        "labels.",
-    )
+def verdict_on_fusion(frame: pd.DataFrame, model: str, dataset: str, images: int) -> None:
+    """Claim 5; of several attacks the one that keeps most apart stands for any method."""
+    about = f"{images} images of one class of {dataset}, untrained {model}"
+    settings = {
+        (PAPER, "matching", CLOSED_FORM): setting(about, images=images, more=f"on {model}"),
+        ("batch norm, train", "batch norm, eval"): setting(
+            f"{about} with batch norm", images=images, more="with batch norm"
+        ),
+        ("local steps",): setting(f"{about}, two local steps", images=images, weights=True),
+    }
+    rows: list[Row] = []
+    for cases, where in settings.items():
+        found = {case: one for case in cases if (one := fusion(frame, case))}
+        if found:
+            rows.append((where, criterion.columns(found, PAPER, harmed=True)))
+    verdict([5], rows)

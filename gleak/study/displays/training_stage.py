@@ -8,8 +8,10 @@ import torch
 from matplotlib.figure import Figure
 
 from gleak import figures
-from gleak.study.book import verdict
+from gleak.study import criterion
+from gleak.study.book import Row, verdict
 from gleak.study.experiments.training_stage import RULES, gain_by_kind
+from gleak.study.verdicts import setting
 
 # -- images ---------------------------------------------------------------------------------------
 
@@ -184,55 +186,43 @@ def check_labels(told: dict[str, float], whole: bool) -> None:
 # -- verdicts -------------------------------------------------------------------------------------
 
 
-def where(model: str, pools: Sequence[str], steps: Sequence[int]) -> str:
-    """The networks that were attacked, in words."""
-    return f"{model} on {', '.join(pools)} after {', '.join(map(str, steps))} steps"
-
-
-def judge_images(
-    frame: pd.DataFrame,
-    table: pd.DataFrame,
-    late: pd.DataFrame,
-    where: str,
-    size: int,
-    seeds: int,
-) -> None:
-    """Claim 6 on images."""
-    by_kind, steps = gain_by_kind(late), table.index.unique("step")
-    wrong = frame[(frame.step == steps[-1]) & (frame.kind == "wrong")]
-    gleak = wrong["gleak gain"].mean()
-    partly = by_kind["wrong"].max() > 1 or gleak > 1
-    gains = "; ".join(
-        f"{table.gain[pool, steps[0]]:.1f}, {table.gain[pool, steps[-1]]:.1f}, "
-        f"{by_kind['wrong'][pool]:.1f} dB on {pool}"
-        for pool in table.index.unique("pool")
-    )
-    verdict(
-        claim=6,
-        setting=f"images: {where}, batches of {size}, labels given, {seeds} seeds",
-        measured="above a flat colour, untrained, at the end, and there for images that the "
-        f"network gets wrong: {gains}"
-        + (f"; gleak on the latter: {gleak:.1f} dB" if wrong["closed form"].any() else ""),
-        verdict="holds"
-        if by_kind["all"].min() > 2
-        else "holds partly"
-        if partly
-        else "does not hold",
-        why="An image enters the gradient with the factor p - y, so a trained network goes on "
-        "leaking what it has yet to learn and hides what it knows.",
+def long_images(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each image and attack, with the columns that the criterion reads."""
+    about = rows.rename(columns={"flat": "mean_colour"})
+    own = about[about.gleak.notna()]
+    return pd.concat(
+        [about.assign(attack="inverting-gradients"), own.assign(attack="gleak", psnr=own.gleak)]
     )
 
 
-def judge_labels(told: dict[str, float], where: str, size: int, seeds: int) -> None:
-    """Claim 6 on labels."""
-    ahead = told["zlg_last"] - told["even_last"]
-    verdict(
-        claim=6,
-        setting=f"labels: {where}, batches of {size}, {seeds} seeds",
-        measured=f"the zero-shot rule names {told['zlg_first']:.0%} of the labels untrained and "
-        f"{told['zlg_last']:.0%} at the end, gleak {told['gleak_last']:.0%}, an even guess "
-        f"{told['even_last']:.0%}",
-        verdict="holds" if ahead > 0.3 else "holds partly" if ahead > 0.1 else "does not hold",
-        why="Random inputs do not have the softmax of the client's images once the network has "
-        "learned something.",
-    )
+def verdict_on_images(frame: pd.DataFrame, model: str, size: int) -> None:
+    """Claims 2 and 6 at each stage, and at the last one of images that are named right or wrong.
+
+    All batches of a network are averaged.
+    """
+    rows: list[Row] = []
+    for (step, kind), runs in frame.groupby(["step", "kind"], sort=False):
+        which = "" if kind == "all" else f", images that the network names {kind}"
+        pools = ", ".join(runs.pool.unique())
+        words = f"{size} images, {model} on {pools} after {step} steps{which}"
+        where = setting(
+            words,
+            images=size,
+            trained=bool(step),
+            more=f"for images that are named {kind}" if which else "",
+        )
+        found = criterion.image_columns(long_images(runs), criterion.TRAINED)
+        rows.append((where, found))
+    verdict([2, 6], rows)
+
+
+def verdict_on_labels(labels: pd.DataFrame, model: str, size: int) -> None:
+    """Claims 1 and 6 at each stage."""
+    rows: list[Row] = []
+    about = [name for name in (*criterion.TRAINED, "step", "seed", "even") if name in labels]
+    long = labels.melt(about, list(RULES), var_name="method", value_name="instance")
+    for step, runs in long.groupby("step", sort=False):
+        words = f"{size} images, {model} on {', '.join(runs.pool.unique())} after {step} steps"
+        where = setting(words, what="labels", images=size, trained=bool(step))
+        rows.append((where, criterion.label_columns(runs, criterion.TRAINED)))
+    verdict([1, 6], rows)

@@ -111,6 +111,7 @@ def attacked(
                     "psnr": score["psnr"],
                     "ssim": score["ssim"],
                     "flat": flat,
+                    "thumb8": score["thumb8"],
                     "gain": score["psnr"] - flat,
                     **sure[k],
                     "share": shares[k],

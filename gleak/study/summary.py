@@ -1,0 +1,98 @@
+"""Several settings in one grade, and what sets those where a claim holds apart from the others."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from gleak.study.criterion import CONDITION, FAILS, HOLDS, LEAST, OPEN
+from gleak.study.verdicts import CONDITIONS, KEYS
+
+ALTERNATIVES = 3  # conditions that are named one beside the other; more are counted
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Several settings in one grade, and the settings on each side in words."""
+
+    grade: str
+    holds: str = ""
+    fails: str = ""
+    open: str = ""
+
+
+def combined(rows: pd.DataFrame) -> Summary:
+    """One grade for several rows, as `stored_verdicts` has them.
+
+    It holds if it does in all settings, under a condition if in some and not in others. A setting
+    with too few units counts only where no other one was decided under the same conditions.
+    """
+    decided = rows.grade != OPEN
+    known = set(rows.loc[decided, KEYS].itertuples(index=False, name=None))
+    again = [key in known for key in rows[KEYS].itertuples(index=False, name=None)]
+    shown = rows[decided]
+    unknown = rows[~decided & ~(pd.Series(again, index=rows.index) & (rows.n < LEAST))]
+    held, failed = shown[shown.grade == HOLDS], shown[shown.grade == FAILS]
+    if held.empty:
+        return Summary(OPEN if failed.empty else FAILS)
+    if failed.empty and unknown.empty:
+        return Summary(HOLDS)
+    return Summary(
+        CONDITION,
+        where(held, pd.concat([failed, unknown])),
+        where(failed, pd.concat([held, unknown])),
+        where(unknown, pd.concat([held, failed])),
+    )
+
+
+def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
+    """What sets rows apart from others in words: for each the fewest conditions that do, or itself.
+
+    >>> from gleak.study.verdicts import setting
+    >>> here = pd.DataFrame([setting("a", images=4), setting("b", images=50)])
+    >>> where(here, pd.DataFrame([setting("c", images=4, trained=True)]))
+    'on untrained networks'
+    """
+    told = list(dict.fromkeys(apart(row, others) for _, row in rows.iterrows()))
+    if len(told) > ALTERNATIVES + 1:
+        left = len(told) - ALTERNATIVES
+        told = [*told[:ALTERNATIVES], f"in {left} other settings"]
+    return " or ".join(told)
+
+
+def apart(row: pd.Series, others: pd.DataFrame) -> str:
+    """The fewest conditions of a row that none of the others has together, in words.
+
+    What else tells it apart, its network for instance, is named only where these do not.
+    """
+    also = [key for key in KEYS if key not in CONDITIONS and row[key]]
+    for more in ([], also):
+        for size in range(1 if not more else 0, len(CONDITIONS) + 1):
+            for few in itertools.combinations(CONDITIONS, size):
+                keys = [*few, *more]
+                if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
+                    return named({key: row[key] for key in keys})
+    return f"in this setting: {row.setting}"
+
+
+def named(chosen: Mapping[str, str]) -> str:
+    """Conditions in words."""
+    return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
+
+
+def case_name(grade: str) -> str:
+    """What the row that a grade rests on is among the others."""
+    return "the hardest case" if grade in (HOLDS, CONDITION) else "the best case"
+
+
+def telling(rows: pd.DataFrame, grade: str) -> pd.Series:
+    """The row that a grade rests on: of those that have it, and of most units, the least clear.
+
+    Where a claim holds, under a condition or not, the one that supports it least; else the one
+    that supports it most.
+    """
+    wanted = {CONDITION: HOLDS}.get(grade, grade)
+    chosen = rows[rows.grade == wanted] if (rows.grade == wanted).any() else rows
+    support = chosen[chosen.n == chosen.n.max()]["mean"].astype(float).fillna(0)
+    return rows.loc[support.idxmin() if wanted == HOLDS else support.idxmax()]

@@ -1,0 +1,350 @@
+"""Each chapter's verdict falls every way: frames of results in, grades out."""
+
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+import gleak
+from gleak.study import chapters, recorded
+from gleak.study.criterion import FAILS, HOLDS, MISSING, OPEN
+from gleak.study.displays import (
+    first_leak,
+    imagenet,
+    images_fedavg,
+    images_fedsgd,
+    ingredients,
+    labels_fedavg,
+    labels_fedsgd,
+    same_label,
+    training_stage,
+    wrong_label,
+)
+
+DISPLAYS = (
+    first_leak, imagenet, images_fedavg, images_fedsgd, ingredients, labels_fedavg, labels_fedsgd,
+    same_label, training_stage, wrong_label,
+)  # fmt: skip
+RESULTS = chapters.root() / "book" / "results"
+SEEDS = range(6)
+# share of labels, PSNR of images (thumbnails 20 dB, flat 14 dB), networks -> grade
+OUTCOMES = [(0.99, 25.0, 6, HOLDS), (0.5, 16.0, 6, FAILS), (0.99, 25.0, 3, OPEN)]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Claims and rows of the verdicts that displays pass, in their order."""
+    passed = []
+    for display in DISPLAYS:
+        monkeypatch.setattr(display, "verdict", lambda *words: passed.append(words))
+    return passed
+
+
+def grades(verdict, column="paper"):
+    return [found[column].grade for _, found in verdict[1]]
+
+
+def label_runs(share, units=6, unit="seed", **about):
+    """Runs of the rule of the paper, our own, and the rival's, each on so many units."""
+    shares = {"zlg": share, "gleak": share, "gradinversion": 0.45, "even": 0.4}
+    return pd.DataFrame(
+        [
+            {"method": method, "instance": right, "even": 0.4, "seed": 0, **about, unit: number}
+            for method, right in shares.items()
+            for number in range(units)
+        ]
+    )
+
+
+def image_runs(psnr, units=6, attacks=("general", "gleak"), **about):
+    """Runs of attacks, each on so many networks."""
+    return pd.DataFrame(
+        [
+            {"attack": attack, "seed": seed, "psnr": psnr, "thumb8": 20.0, "mean_colour": 14.0}
+            for attack in attacks
+            for seed in range(units)
+        ]
+    ).assign(**about)
+
+
+def test_one_gradient_is_no_evidence(said):
+    batch = gleak.Batch(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 2]), list("abc"))
+    scores = pd.DataFrame({"psnr": [40.0] * 4, "thumb8": 20.0, "mean_colour": 14.0})
+    first_leak.verdict_on_labels(batch, {"zlg": batch.label_counts}, "convnet")
+    first_leak.verdict_on_images(batch, [scores], scores, "convnet")
+    assert [claims for claims, _ in said] == [[1], [2]]
+    assert all(grades(verdict, "any") == [OPEN] for verdict in said)
+    assert "1 gradient" in said[1][1][0][1]["any"].numbers
+
+
+@pytest.mark.parametrize(("share", "_", "units", "grade"), OUTCOMES)
+def test_labels_from_gradients(said, share, _, units, grade):
+    grid = label_runs(share, units, network="convnet", K=64, N=10)
+    labels_fedsgd.verdict_untrained(grid, grid)
+    skewed = label_runs(share, units, "pool", network="lenet", steps=40)
+    with_data = skewed[skewed.method == "gleak"].assign(method="oracle", instance=1.0)
+    handful = pd.DataFrame(
+        [
+            {"pool": pool, "steps": 40, "K": 4, "seed": 0, "even": 0.4, "zlg": share,
+             "gleak": share, "gleak exact": 1.0}
+            for pool in range(units)
+        ]
+    )  # fmt: skip
+    labels_fedsgd.verdict_trained(pd.concat([skewed, with_data]), handful, 64)
+    assert [claims for claims, _ in said] == [[1], [1, 6]]
+    for verdict in said:
+        for column in ("paper", "any"):
+            assert grades(verdict, column) == [grade] * 2
+    stages = [where.stage for verdict in said for where, _ in verdict[1]]
+    assert stages == ["untrained"] * 2 + ["trained"] * 2
+    assert [where.batch for where, _ in said[1][1]] == ["many", "few"]
+
+
+@pytest.mark.parametrize(
+    ("share", "units", "grade"), [(0.9, 6, HOLDS), (0.42, 6, FAILS), (0.9, 3, OPEN)]
+)
+def test_label_distributions_against_the_rival(said, share, units, grade):
+    grid = label_runs(share, units, network="convnet", K=8, N=10)
+    runs = label_runs(share, units, "pool", network="lenet", steps=40)
+    labels_fedsgd.verdict_distributions(grid, runs, runs, 64)
+    assert grades(said[0]) == [grade] * 3
+    labels_fedsgd.verdict_distributions(grid, runs[runs.method == "zlg"], runs, 64)
+    assert "GradInversion was not run here" in said[1][1][1][1]["paper"].reason
+
+
+@pytest.mark.parametrize(("share", "_", "units", "grade"), OUTCOMES)
+def test_labels_from_weights(said, share, _, units, grade):
+    runs = pd.concat(
+        label_runs(share, units, "training", steps=steps, E=epochs, lr=0.01)
+        for steps in (0, 40)
+        for epochs in (1, 10)
+    )
+    deep = label_runs(share, units)
+    labels_fedavg.verdict_on_counts(runs, deep, "lenet", "digits", 64)
+    assert [claims for claims, _ in said] == [[1], [1, 6]]
+    assert grades(said[0]) == [grade] * 3
+    assert grades(said[1]) == [grade] * 2
+    assert {where.update for where, _ in said[0][1]} == {"FedAvg"}
+
+
+def one_gradient(psnr, *attacks):
+    scores = pd.DataFrame({"psnr": [psnr], "thumb8": 20.0, "mean_colour": 14.0})
+    return {attack: (SimpleNamespace(), scores) for attack in attacks}
+
+
+@pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
+def test_images_from_gradients(said, _, psnr, units, grade):
+    stored = pd.concat(
+        image_runs(psnr, units, case=case)
+        for case in ("convnet-4", "lenet-1", "gradinversion-16-repeated", "crops-48")
+    )
+    images_fedsgd.verdict_on_images(stored, "convnet", one_gradient(psnr, "general", "gleak"))
+    assert said[0][0] == [2]
+    for column in ("paper", "any"):
+        assert grades(said[0], column) == [grade] * 4 + [OPEN]  # the page has one gradient
+    found = [(where.batch, where.more) for where, _ in said[0][1][:4]]
+    assert ("few", "on LeNet with sigmoids") in found
+    assert ("many", "on convnet") in found
+    assert ("many", "on convnet with repeated labels") in found
+
+
+def rivals(ours, theirs, units=6, case="gradinversion-8"):
+    general = image_runs(ours, units, ("general", "gleak"), case=case)
+    return pd.concat([general, image_runs(theirs, units, ("gradinversion",), case=case)])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "units", "grade", "reason"),
+    [
+        (25, 22, 6, OPEN, f"a GradInversion without {MISSING[0]}"),
+        (22, 25, 6, FAILS, "behind GradInversion"),
+        (18, 15, 6, OPEN, "a ranking of two methods below thumbnails"),
+        (25, 22, 3, OPEN, "measured on 3 networks"),
+    ],
+)
+def test_images_against_the_rival(said, ours, theirs, units, grade, reason):
+    stored = pd.concat([rivals(ours, theirs, units), image_runs(30, case="convnet-1")])
+    images_fedsgd.verdict_on_rivals(stored, rivals(ours, theirs, units, case="cifar10-8"))
+    photos = rivals(ours, theirs, units, case="resnet18-eval-8").set_index(["case", "attack"])
+    imagenet.verdict_on_rivals(photos)
+    for verdict in said:
+        assert verdict[0] == [7]
+        assert set(grades(verdict)) == {grade}
+        assert all(reason in found["paper"].reason for _, found in verdict[1])
+    assert [where.pixels for where, _ in said[1][1]] == ["large"]
+
+
+def test_a_whole_rival_that_is_beaten(said, monkeypatch):
+    monkeypatch.setattr("gleak.study.criterion.MISSING", ())
+    found = images_fedsgd.criterion.rival_columns(rivals(25, 22), ["seed"], "general", missing=())
+    assert found["paper"].grade == found["any"].grade == HOLDS
+
+
+@pytest.mark.parametrize(("share", "psnr", "units", "grade"), OUTCOMES)
+def test_photographs(said, share, psnr, units, grade):
+    read = pd.concat(
+        label_runs(share, units, model=model) for model in ("resnet18", "efficientnet-lite0")
+    )
+    imagenet.verdict_on_labels(read, "efficientnet-lite0", 16, 112)
+    assert [verdict[0] for verdict in said] == [[1], [1, 6]]
+    assert [grades(verdict) for verdict in said] == [[grade]] * 2
+    card = image_runs(psnr, units, case="resnet50-eval-8").set_index(["case", "attack"])
+    runs = one_gradient(psnr, "gleak", "general")
+    imagenet.verdict_on_images(
+        runs, {"eval mode": runs["gleak"]}, {"net": runs["gleak"]}, card,
+        model="convnet", sides=(64, 112),
+    )  # fmt: skip
+    assert grades(said[2]) == [OPEN, OPEN, grade]
+    assert said[3][0] == [2, 6]
+    assert grades(said[3], "any") == [OPEN]
+
+
+def weights_runs(psnr, units, steps, cosine, images):
+    about = {"network": "convnet", "steps": steps, "K": images, "labels": "given"}
+    about |= {"B": 4, "E": 1, "lr": 0.1}
+    return image_runs(psnr, units, ("equivalent", "gleak"), cosine=cosine, **about)
+
+
+@pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
+def test_images_from_weights(said, _, psnr, units, grade):
+    stored = pd.concat(
+        weights_runs(psnr, units, steps, cosine, images)
+        for steps, images in ((0, 4), (0, 50), (40, 4))
+        for cosine in (0.99, 0.1)
+    )
+    here = image_runs(psnr, units, ("inverting-gradients", "gleak"), cosine=0.99)
+    here = here.assign(update_model="equivalent", **{"E, B, lr": "1, all, 0.1"})
+    images_fedavg.verdict_on_weights(here, stored, "convnet", 4)
+    assert [verdict[0] for verdict in said] == [[3], [3, 6]]
+    assert grades(said[0]) == grades(said[0], "any") == [grade] * 5
+    assert grades(said[1]) == [grade] * 2
+    assert "many" in {where.batch for where, _ in said[0][1]}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "units", "grade"),
+    [(25, 12, 6, HOLDS), (25, 24, 6, FAILS), (15, 12, 6, OPEN), (25, 12, 3, OPEN)],
+)
+def test_wrong_labels(said, monkeypatch, right, wrong, units, grade):
+    bars = pd.Series(20.0, index=range(4))
+    monkeypatch.setattr(wrong_label, "thumbnails", lambda *batch: bars)
+    rows = pd.DataFrame(
+        [
+            {"network": "convnet", "attack": attack, "images": 4, "wrong": way, "seed": seed,
+             "image": image, "touched": way == "absent" and image == 1, "flat": 14.0,
+             "psnr": right if way == "right" else 0.0 if image == 1 else wrong, "lr": lr}
+            for attack, rates in (("L2", [0.0]), ("gleak", [0.0]), ("local steps", [0.1, 0.01]))
+            for lr in rates
+            for way in ("right", "absent")
+            for seed in range(units)
+            for image in range(4)
+        ]
+    )  # fmt: skip
+    here = rows[rows.attack != "local steps"].assign(kind="distinct").drop(columns="images")
+    wrong_label.verdict_on_wrong_labels(here, rows, "cifar10-samples", 4, 8)
+    (verdict,) = said
+    assert verdict[0] == [4]
+    assert grades(verdict) == [grade, OPEN, grade]  # local steps: not by the paper's attack
+    assert grades(verdict, "any") == [grade] * 3
+
+
+def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypatch):
+    bars = pd.Series(20.0, index=range(2))
+    monkeypatch.setattr(wrong_label, "thumbnails", lambda *batch: bars)
+    rows = pd.DataFrame(
+        [
+            {"network": "convnet", "attack": attack, "images": 4, "wrong": way, "seed": seed,
+             "image": 0, "touched": False, "psnr": psnr}
+            for attack, after in (("L2", 12.0), ("gleak", 24.0))
+            for way, psnr in (("right", 25.0), ("absent", after))
+            for seed in SEEDS
+        ]
+    )  # fmt: skip
+    found = wrong_label.case_rows(rows.assign(kind="distinct"), "cifar10-samples", "here")
+    assert (found[0][1]["paper"].grade, found[0][1]["any"].grade) == (HOLDS, FAILS)
+
+
+def test_thumbnails_are_those_of_the_batch():
+    found = wrong_label.thumbnails("cifar10-samples", 4)
+    assert list(found.index) == [0, 1, 2, 3]
+    assert 15 < found.mean() < 25
+
+
+@pytest.mark.parametrize(
+    ("equal", "units", "grade"), [(0.1, 6, HOLDS), (0.7, 6, FAILS), (0.1, 3, OPEN)]
+)
+def test_equal_labels(said, equal, units, grade):
+    frame = pd.DataFrame(
+        [
+            {"case": case, "labels": labels, "seed": seed, "mean restored": 22.0,
+             "mean image": 14.0, "differences": left}
+            for case in ("L2", same_label.CLOSED_FORM, "batch norm, train", "local steps")
+            for labels, left in (("distinct", 0.8), ("equal", equal))
+            for seed in range(units)
+        ]
+        + [{"case": "group consistency", "labels": "equal", "seed": 0, "differences": 0.5}]
+    )  # fmt: skip
+    same_label.verdict_on_fusion(frame, "convnet", "cifar10-samples", 4)
+    (verdict,) = said
+    assert verdict[0] == [5]
+    assert grades(verdict) == [grade, OPEN, OPEN]
+    assert grades(verdict, "any") == [grade] * 3
+    assert same_label.fusion(frame, "group consistency") is None
+
+
+@pytest.mark.parametrize(("share", "psnr", "units", "grade"), OUTCOMES)
+def test_stages_of_training(said, share, psnr, units, grade):
+    frame = pd.DataFrame(
+        [
+            {"pool": f"pool {pool}", "step": step, "kind": kind, "psnr": psnr, "flat": 14.0,
+             "thumb8": 20.0, "gleak": psnr if step else math.nan}
+            for pool in range(units)
+            for step, kind in ((0, "all"), (240, "all"), (240, "wrong"))
+        ]
+    )  # fmt: skip
+    training_stage.verdict_on_images(frame, "convnet", 2)
+    rules = dict.fromkeys(training_stage.RULES, share)
+    labels = pd.DataFrame(
+        [
+            {"pool": f"pool {pool}", "step": step, "seed": seed, "even": 0.4, **rules}
+            for pool in range(units)
+            for step in (0, 240)
+            for seed in range(2)
+        ]
+    )
+    training_stage.verdict_on_labels(labels, "convnet", 32)
+    images, named = said
+    assert (images[0], named[0]) == ([2, 6], [1, 6])
+    assert grades(images, "any") == [grade] * 3
+    assert grades(images) == [OPEN] * 3  # the paper's attack is not run there
+    assert grades(named) == [grade] * 2
+    assert [where.stage for where, _ in named[1]] == ["untrained", "trained"]
+
+
+@pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
+def test_the_base_of_the_ingredients(said, _, psnr, units, grade):
+    runs = image_runs(psnr, units, ("general",), change="base")
+    stored = image_runs(psnr + 3, units, change="no clip prior").assign(difference=3.0)
+    ingredients.verdict_on_images(
+        runs, runs, stored, dataset="cifar10-samples", model="convnet", size=2
+    )
+    assert said[0][0] == [2]
+    assert grades(said[0]) == grades(said[0], "any") == [grade] * 2
+
+
+def test_the_recorded_tables_are_judged(said):
+    stored = recorded.read(RESULTS / "04_images_fedsgd.csv")
+    images_fedsgd.verdict_on_rivals(stored, recorded.read(RESULTS / "gpu.csv"))
+    weights = images_fedavg.whole_batches(recorded.read(RESULTS / "06_images_fedavg.csv"))
+    rows = images_fedavg.recorded_rows(weights)
+    assert any("50 images" in where.words for _, (where, _) in rows)
+    grid = recorded.read(RESULTS / "02_labels_untrained.csv")
+    assert len(list(labels_fedsgd.untrained_rows(grid, "recorded"))) == 2 * grid.network.nunique()
+    wrong = recorded.read(RESULTS / "07_wrong_label.csv").assign(kind="distinct")
+    found = wrong_label.case_rows(wrong, "cifar10-samples", "recorded")
+    assert {where.update for where, _ in found} == {"FedSGD", "FedAvg"}
+    assert (
+        ingredients.recorded_bases(recorded.read(RESULTS / "10_ingredients.csv")).psnr.gt(0).all()
+    )
