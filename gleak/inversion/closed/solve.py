@@ -177,9 +177,9 @@ def largest_vectors(
     leave no more than rounding beside the vectors. With `BLOCKS` blocks it begins again from the
     best vectors, so that memory has an end, and after `RESTARTS` of these it gives what it has.
 
-    >>> matrix = torch.arange(9.0).double().diag() / 8
-    >>> found = largest_vectors(lambda vectors: vectors @ matrix, torch.ones(2, 9).double().triu())
-    >>> bool(found[:, :7].abs().max() < 1e-6)
+    >>> matrix = torch.arange(10.0).double().diag() / 9
+    >>> found = largest_vectors(lambda vectors: vectors @ matrix, torch.ones(2, 10).double().triu())
+    >>> bool(found[:, :8].abs().max() < 1e-6)
     True
     """
     count, size = start.shape
