@@ -36,9 +36,11 @@ from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
-ROUNDS = 30  # of places and input in turns; it takes five to twenty
+ROUNDS = 60  # of places and input in turns; it takes five to twenty
 LOOSER = 0.01  # how firmly an input is held, since projections hide part of its error
 CALM = 3  # rounds without a change of places that end them
+KICKS = 5
+KICK = 0.01
 MOVES = 40  # of a place in each channel and round, at most
 LITTLE = 1e-9  # of log-likelihood: a move that gains less is none
 PROJECTIONS = 8  # on the forward pass, in each of them
@@ -164,7 +166,7 @@ def find_places(
         known = place.known.flatten(2)
     low, high = (end.to(start) for end in limits)
     inputs = start.double().clamp(low, high)
-    calm = 0
+    calm = kicks = 0
     norm = squared_norm(conv, inputs)
     gain = gain_of(conv)
     nothing = noise_of(observed, sent)
@@ -193,7 +195,13 @@ def find_places(
         tilted = wins.back(shares * slope[..., None])
         firm = LOOSER * (gain / spread).flatten().square()
         if calm == CALM:
-            break
+            if misfit <= allowed or kicks == KICKS:
+                break
+            calm, kicks = 0, kicks + 1
+            sure = wins.back(F.one_hot(places, shares.shape[3]) * known[..., None] * slope[..., None])
+            least = nothing.expand(len(variance))
+            inputs = held_input(conv, sure, observed, inputs, KICK * firm, least)[0].clamp(low, high)
+            continue
         inputs = held_input(conv, tilted, observed, inputs, firm, variance)[0].clamp(low, high)
         chosen = F.one_hot(places, shares.shape[3]).bool() & known[..., None]
         for _ in range(PROJECTIONS):
