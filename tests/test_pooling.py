@@ -125,7 +125,7 @@ def test_only_layers_that_rise_are_passed():
 def test_one_image_of_a_plain_network():
     batch = gleak.load_batch("cifar10-samples", indices=[0])
     update = gleak.fedsgd(gleak.build_model("convnet", batch, seed=1), batch)
-    found = gleak.invert(update, batch.label_counts, "gleak", iterations=900, progress=False)
+    found = gleak.invert(update, batch.label_counts, "gleak", iterations=1500, progress=False)
     assert "32x16x16" in found.way and not found.fell_back
     assert gleak.score(found.images, batch.images)["psnr"].item() > 40
-    assert len(found.history) == 900
+    assert len(found.history) == 1500

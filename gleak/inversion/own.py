@@ -45,7 +45,6 @@ ROUNDS = 4  # of undoing the drift; all but the last are short
 LOOSE = 0.05  # how badly the features may fit the classifier's gradient while drift is left
 STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it brings in more error
 FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
-TRIES = 2  # of telling the places of maxima
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Update models, the strongest first; the facts that each needs decide.
@@ -116,39 +115,31 @@ class Gleak(Attack):
         options: Options,
         peeled: Peeled,
     ) -> Inversion:
-        """Images in two searches: those of a short one tell the places of maxima, these the layers
+        """Images in two searches: those of the first tell the places of maxima, these the layers
         before, whose activations are the other's.
 
-        Where a short search does not tell them, another start may, and then the other search is for
-        what was known. Each image is that of the search that comes nearest to that.
+        Where they do not tell them, the other goes on for what was known. Each image is that of the
+        search that comes nearer to that.
         """
         total = sum(stage.iterations for stage in matching.stages)
-        short = matching.override(iterations=max(total // (TRIES + 1), 1))
-        found: Inversion | None = None
-        further: Peeled | None = None
-        fell_back: tuple[str, ...] = ()
-        for seed in range(options.seed, options.seed + TRIES):
-            more = short.search(update, labels, after(options, found, seed), peeled)
-            found = nearest(found, more, peeled)
-            if not found.finished:
-                return found
-            try:
-                further = peel_behind(peeled, more.images)
-                break
-            except MissingKnowledge as error:
-                fell_back = (f"closed form: {error}",)
-        assert found is not None
-        options = after(options, found, options.seed)
+        first = matching.override(iterations=max(2 * total // 3, 1))
+        found = first.search(update, labels, options, peeled)
+        if not found.finished:
+            return found
+        options = after(options, found)
         left = {"iterations": max(total - len(found.history), 1)}
-        if further is None:
+        try:
+            further = peel_behind(peeled, found.images)
+        except MissingKnowledge as error:
+            options = replace(options, start=found.images)
             more = matching.override(**left).search(update, labels, options, peeled)
-            return replace(nearest(found, more, peeled), fell_back=fell_back)
+            return replace(nearer(found, more, peeled), fell_back=(f"closed form: {error}",))
         search = preset_for(further, update).override(**self.settings)
         search = search.override(**left) if "iterations" in self.settings else search
         more = of_peeled(search, update, labels, options, further)
         if not further.is_image:
             more = with_more_starts(search, update, labels, options, further, more)
-        return nearest(found, more, peeled)
+        return nearer(found, more, peeled)
 
     def of_weights(
         self, update: WeightsUpdate, labels: torch.Tensor, options: Options
@@ -267,19 +258,14 @@ def with_more_starts(
     return found
 
 
-def after(options: Options, found: Inversion | None, seed: int) -> Options:
-    """Options for the search that goes on after what was found, from a start of its own."""
-    if found is None:
-        return replace(options, seed=seed)
+def after(options: Options, found: Inversion) -> Options:
+    """Options for a search of its own that comes after what was found."""
     done = len(found.history)
-    later = [step - done for step in options.snapshots]
-    return replace(options, seed=seed, start=None, snapshots=later)
+    return replace(options, start=None, snapshots=[step - done for step in options.snapshots])
 
 
-def nearest(found: Inversion | None, more: Inversion, peeled: Peeled) -> Inversion:
+def nearer(found: Inversion, more: Inversion, peeled: Peeled) -> Inversion:
     """Of two searches, one after the other, the images that come nearer to what was peeled."""
-    if found is None:
-        return more
     done = len(found.history)
     worse = misfits(more.images, peeled) > misfits(found.images, peeled)
     return replace(

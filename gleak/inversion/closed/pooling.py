@@ -36,11 +36,11 @@ from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
-ROUNDS = 60  # of places and input in turns; it takes five to twenty
+ROUNDS = 60  # of places and input in turns; it takes five to forty
 LOOSER = 0.01  # how firmly an input is held, since projections hide part of its error
 CALM = 3  # rounds without a change of places that end them
-KICKS = 5
-KICK = 0.01
+KICKS = 5  # of an input that settled on a wrong answer, at most
+KICK = 0.01  # how firmly it is held then
 MOVES = 40  # of a place in each channel and round, at most
 LITTLE = 1e-9  # of log-likelihood: a move that gains less is none
 PROJECTIONS = 8  # on the forward pass, in each of them
@@ -198,9 +198,13 @@ def find_places(
             if misfit <= allowed or kicks == KICKS:
                 break
             calm, kicks = 0, kicks + 1
-            sure = wins.back(F.one_hot(places, shares.shape[3]) * known[..., None] * slope[..., None])
+            sure = wins.back(
+                F.one_hot(places, shares.shape[3]) * known[..., None] * slope[..., None]
+            )
             least = nothing.expand(len(variance))
-            inputs = held_input(conv, sure, observed, inputs, KICK * firm, least)[0].clamp(low, high)
+            inputs = held_input(conv, sure, observed, inputs, KICK * firm, least)[0].clamp(
+                low, high
+            )
             continue
         inputs = held_input(conv, tilted, observed, inputs, firm, variance)[0].clamp(low, high)
         chosen = F.one_hot(places, shares.shape[3]).bool() & known[..., None]

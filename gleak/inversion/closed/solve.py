@@ -20,6 +20,8 @@ LOST = 2e-3  # of inputs drawn at random, relative: one open value of 250000 los
 OPEN = "its gradient and its output together leave its input open"
 WEAK = 1e-3  # singular value over the largest, below which known outputs tell more
 SETTLES = 500  # steps of conjugate gradients, after which known outputs leave something open
+WORK = 2e11  # multiplications that these may take, half a minute, beyond a fifth of them
+MOST = 4096  # unknowns left open, up to which they are solved for at once
 
 
 def rank_cut(rounding: float) -> float:
@@ -258,8 +260,13 @@ def solve_input(
         if level:
             spread = torch.cholesky_inverse(factor).diagonal()[:, None]
     elif told and known.any():
-        refuse_too_few([equations], rank_of(square), shape[0], told)
-        solution = jointly([equations], [target], told, square, size, rounding)
+        rank = rank_of(square)
+        refuse_too_few([equations], rank, shape[0], told)
+        if (len(size) - rank) * shape[0] <= MOST:
+            solution = in_the_open(equations, target, told[0], size, rounding)
+        else:
+            solution = jointly([equations], [target], told, square, size, rounding)
+        rank = len(size)
     else:
         left, values, right = torch.linalg.svd(equations.dense() / size.T, full_matrices=False)
         rank = int((values > rank_cut(rounding) * values[0]).sum())
@@ -274,6 +281,47 @@ def solve_input(
     variance = missing.square().sum(0) / max(equations.count - rank, 1)  # of each channel
     deviation = (spread * variance).sqrt() / size
     return Solved(inputs, misfit, equations.as_inputs(deviation))
+
+
+def in_the_open(
+    equations: Equations, target: torch.Tensor, told: "Told", size: torch.Tensor, rounding: float
+) -> torch.Tensor:
+    """What (K x pixels, C) solves the gradient, and the outputs where that leaves it open.
+
+    With all digits, and in time that is cubic in what is left open. size: as of `refined`.
+
+    Raises ArithmeticError where both together leave it open.
+    """
+    left, values, right = torch.linalg.svd(equations.dense() / size.T)
+    rank = int((values > rank_cut(rounding) * values[0]).sum())
+    solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None]) / size
+    free, channels = len(right) - rank, target.shape[1]
+    refuse_too_few([equations], rank, channels, [told])
+    layer = told.layer
+    directions = equations.as_inputs((right[rank:] / size.T).T)  # (K, free, H, W)
+    directions = directions.transpose(0, 1).flatten(0, 1)[:, None]
+    columns = []
+    for channel in range(channels):
+        alone = directions.new_zeros(len(directions), channels, *directions.shape[2:])
+        alone[:, channel] = directions[:, 0]
+        columns.append(without_bias(layer, alone).view(free, *told.known.shape)[:, told.known])
+    with torch.no_grad():
+        missing = (told.outputs - double(layer, equations.as_inputs(solution)))[told.known]
+    seen = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, free x channels)
+    factor = factor_of(seen.T @ seen)
+    if factor is None:
+        raise ArithmeticError(OPEN)
+
+    def solved(wanted: torch.Tensor) -> torch.Tensor:
+        found = torch.cholesky_solve(seen.T @ wanted, factor)
+        return found + torch.cholesky_solve(seen.T @ (wanted - seen @ found), factor)
+
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.randn(seen.shape[1], 1, generator=draws, dtype=torch.float64).to(seen)
+    if (solved(seen @ drawn) - drawn).norm() > LOST * drawn.norm():  # as in `jointly`
+        raise ArithmeticError(OPEN)
+    rest = solved(missing[:, None]).view(free, channels)
+    return solution + right[rank:].T @ rest / size
 
 
 class Told(NamedTuple):
@@ -367,6 +415,7 @@ def jointly(
     trust = WEAK**2 * square.diagonal().max() / each.mean()
     factor = torch.linalg.cholesky(square + (trust * each).diag())
     first = equations[0]
+    steps = int(min(SETTLES, max(SETTLES // 5, WORK / (4 * len(square) ** 2 * channels))))
 
     def made(inputs: torch.Tensor) -> list[torch.Tensor]:  # (K x pixels, C)
         inputs = inputs / size
@@ -389,7 +438,7 @@ def jointly(
         step = torch.cholesky_solve(left, factor)
         power = start = (left * step).sum()
         enough = max(scaled(1e-8, rounding), 1e-13) ** 2 * start
-        for _ in range(SETTLES):
+        for _ in range(steps):
             if power <= enough:
                 return found
             moved = made(step)

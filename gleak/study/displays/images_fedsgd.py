@@ -93,16 +93,31 @@ def behind_pooling(frame: pd.DataFrame) -> Styler:
         "plain": "activations behind the pooling",
         "gleak": "and in front of it",
         "thumb8": "8×8 thumbnail",
+        "found": "places found",
     }
-    table = frame.rename(columns=words).set_index(["image", "network"])[list(words.values())[2:]]
-    return table.style.format("{:.1f}").set_caption("PSNR (dB) of a single image")
+    table = frame.assign(found=frame["found"].map({True: "yes", False: "no"}))
+    table = table.rename(columns=words).set_index(["image", "network"])[list(words.values())[2:]]
+    return table.style.format(precision=1).set_caption("PSNR (dB) of a single image")
+
+
+def behind_pooling_numbers(frame: pd.DataFrame) -> dict[str, float]:
+    """How many images, for how many the places were found, and the best image before and after."""
+    best = frame.loc[frame["gleak"].idxmax()]
+    return {
+        "turn_size": len(frame),
+        "turn_found": int(frame["found"].sum()),
+        "turn_plain": best["plain"],
+        "turn_gleak": best["gleak"],
+    }
 
 
 def behind_pooling_claims(frame: pd.DataFrame) -> dict[str, bool]:
     """Whether the places of the maxima are found, and what they are worth."""
     gain = frame["gleak"] - frame["plain"]
     return {
-        "most single images gain 15 dB or more": gain.gt(15).mean() > 0.5,
+        "a single image gains 10 dB or more where the places are found": bool(
+            frame["found"].any() and gain[frame["found"]].max() > 10
+        ),
         "none loses more than 3 dB": gain.min() > -3,
     }
 
