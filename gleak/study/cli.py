@@ -16,6 +16,17 @@ from gleak.study import chapters
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def report_folder(default: str):
+    """The option that names the folder of a report."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=default,
+        show_default=True,
+        help="Folder of the report.",
+    )
+
+
 @click.group()
 @click.version_option(package_name="gleak")
 def main():
@@ -140,13 +151,7 @@ SUBJECTS = ("labels", "images")  # what --fail-on looks at
     multiple=True,
     help="Status 1 if these leak or could not be attacked. May be given twice.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="report",
-    show_default=True,
-    help="Folder of the report.",
-)
+@report_folder("report")
 def audit(out, effort, compare, fail_on, **options):
     """Attack what a client that trains on your own data would send; report what leaks.
 
@@ -219,13 +224,7 @@ def audit(out, effort, compare, fail_on, **options):
 )
 @click.option("--labels-only", is_flag=True, help="Leave the images alone.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="attack",
-    show_default=True,
-    help="Folder of the report.",
-)
+@report_folder("attack")
 def attack(model, shape, names_file, effort, iterations, fail_on, labels_only, seed, out, **given):
     """Attack what a server has: files, without the truth.
 

@@ -8,7 +8,8 @@ The layers before. With o_k and p_k known, backpropagation from the loss down to
 known too, as ReLU and sigmoid tell their slope by their value. The layer's weight gradient is then
 linear in the layer's input, and least squares gives that, as long as the layer has more weights
 than the batch has values there. ReLU's units near zero are told along with it, see `relu`.
-This peels a network from its end, until a pooling layer or a layer with too few weights stops it.
+This peels a network from its end, until a layer with too few weights stops it, or a max-pooling,
+which images that a search found may open: see `pooling`.
 A trained network may not let one find the softmax; a hidden linear layer is another start, see
 `start`. For single images this is R-GAP (Zhu & Blaschko 2021). Residual networks have a module of
 their own, `residual`. What is known of each kind of layer is in `layers`.

@@ -144,13 +144,11 @@ def find_places(
     turns: torch.Tensor,
     allowed: float,
 ) -> Place:
-    """What is known behind a convolution in front of a max-pooling, from what is known behind that.
+    """What is known in front of a convolution with a max-pooling behind it: its input, with errors.
 
-    place: behind the pooling, as if it came right behind the convolution. observed: the
-    convolution's weight gradient. start: a first input (K, C, H, W). limits: between what it lies.
-    turns: as in `behind`. Values are known at the places found, and slopes everywhere.
-
-    allowed: relative misfit of the gradient.
+    place: behind the pooling, as if it came right behind the convolution. start: a first input (K,
+    C, H, W). limits: between what it lies. turns: as in `behind`. allowed: relative misfit of the
+    gradient, above which the places are wrong.
 
     Raises ArithmeticError where nothing is known behind the pooling, or no places fit.
     """
