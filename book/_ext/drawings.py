@@ -32,4 +32,6 @@ class Drawing(SphinxDirective):
 def setup(app):
     app.add_directive("drawing", Drawing)
     app.add_css_file("drawings.css")
+    app.add_css_file("play.css")
+    app.add_js_file("play.js")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
