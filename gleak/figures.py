@@ -276,9 +276,10 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
 
 def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
     """Images (K, C, H, W) in [0, 1] side by side, as an HTML element that holds its own pixels."""
-    gap = images.new_ones(*images.shape[1:3], 2)
-    strip = torch.cat([part for image in images for part in (image, gap)][:-1], dim=2)
-    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    opaque = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    gap = opaque.new_zeros(*opaque.shape[1:3], 2)  # the page's ground
+    strip = torch.cat([part for image in opaque for part in (image, gap)][:-1], dim=2)
+    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
