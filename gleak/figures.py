@@ -15,6 +15,7 @@ from gleak.data import Batch
 from gleak.extras import extra
 from gleak.inversion import Inversion
 from gleak.metrics import psnr
+from gleak.themed import AS_IT_IS, themed
 
 with extra("figures"):
     import matplotlib.pyplot as plt
@@ -22,7 +23,6 @@ with extra("figures"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
 STYLE = rc_params_from_file(
     Path(__file__).with_name("figures.mplstyle"), use_default_template=False
 )
@@ -134,8 +134,8 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], value: str, summary: str) -> tu
             shown = axis.imshow(table, vmin=lowest, vmax=highest, aspect="auto")
             for (row, column), number in np.ndenumerate(table.to_numpy()):
                 dark = number < (lowest + highest) / 2
-                color = "white" if dark else "black"
-                axis.text(column, row, f"{number:.1f}", ha="center", va="center", color=color)
+                look = {"color": "white" if dark else "black", "gid": AS_IT_IS}
+                axis.text(column, row, f"{number:.1f}", ha="center", va="center", **look)
             axis.set_xticks(range(columns), table.columns.map("{:g}".format))
             axis.set_yticks(range(rows), table.index)
             axis.set(title=name, xlabel=table.columns.name)
@@ -276,9 +276,10 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
 
 def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
     """Images (K, C, H, W) in [0, 1] side by side, as an HTML element that holds its own pixels."""
-    gap = images.new_ones(*images.shape[1:3], 2)
-    strip = torch.cat([part for image in images for part in (image, gap)][:-1], dim=2)
-    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    opaque = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    gap = opaque.new_zeros(*opaque.shape[1:3], 2)  # the page's ground
+    strip = torch.cat([part for image in opaque for part in (image, gap)][:-1], dim=2)
+    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -300,7 +301,9 @@ def show(figure_and_alt: tuple[Figure | str, str]) -> None:
         return
     buffer = io.BytesIO()
     with plt.rc_context(STYLE):
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+        drawn = themed(figure, alt)
     plt.close(figure)
     png = base64.b64encode(buffer.getvalue()).decode()
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    data = {"image/svg+xml": drawn, "image/png": png, "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
