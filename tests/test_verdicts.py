@@ -150,7 +150,7 @@ def test_a_sentence_for_each_grade(records):
     assert words.endswith(" What was measured points to yes in the one setting tried.")
     assert display.sentence(records, 4, "paper").startswith("No chapter has measured")
     assert display.case(records, 1, "paper").startswith(
-        "The hardest case in which it holds: easy, zlg: 99% of the labels"
+        "The hardest case in which it holds: easy, the paper's rule: 99% of the labels"
     )
     assert display.case(records, 4, "paper") == ""
 

@@ -260,10 +260,8 @@ def spoilt(
     if after.n < LEAST:
         reason = too_few(after.n, unit)
     elif decided(before) != HOLDS:
-        grade, reason = (
-            OPEN,
-            "no images are shown to come back with the right labels, so there are none to lose",
-        )
+        grade = OPEN
+        reason = "with the right labels no images are shown to come back: there are none to lose"
     elif grade == HOLDS:
         reason = "one wrong label, and the other images fall below their thumbnails"
     elif grade == FAILS:
@@ -303,10 +301,7 @@ def fused(
     if left.n < LEAST:
         reason = too_few(left.n, unit)
     elif decided(interval(apart)) != HOLDS:
-        grade, reason = (
-            OPEN,
-            "the differences between the images do not come back with distinct labels either",
-        )
+        grade, reason = OPEN, "the differences do not come back with distinct labels either"
     elif grade == HOLDS and kept.low <= 0:
         grade, reason = OPEN, "the differences are lost, and so may be the mean"
     elif grade == HOLDS:
@@ -346,10 +341,10 @@ def ahead(
     """
     ours, theirs, least = (np.asarray(values, float) for values in (reached, rival, bar))
     lead, better = interval(ours - theirs), interval(np.maximum(ours, theirs) - least)
-    bar_name, pattern = (
-        ("the thumbnails", "+z.1f") if of == "images" else ("an even guess", "+z.2f")
-    )
-    has = f"{bar_name} {'have' if of == 'images' else 'has'}"
+    bar_name, has, pattern = {
+        "images": ("the thumbnails", "the thumbnails have", "+z.1f"),
+        "labels": ("an even guess", "an even guess has", "+z.2f"),
+    }[of]
     grade, lacks = decided(lead), list(missing)
     if better.mean <= 0 or (better.n >= LEAST and better.low <= 0):
         is_above = "is" if better.high < 0 or better.n < LEAST else "is shown to be"

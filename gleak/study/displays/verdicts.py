@@ -16,6 +16,7 @@ from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
 from gleak.study.summary import Summary, case_name, combined, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
+from gleak.study.words import name
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,19 @@ PAPER_AND_HERE = [
         "Labels",
         "counts from the last layer, with statistics of random inputs; how many inputs, and how "
         "counts are rounded, is not known",
-        "rule `zlg`, from re-implementations and from the algebra; largest remainders",
+        "the paper's rule (`zlg`), from re-implementations and from the algebra; largest remainders",
     ),
     (
         "Images",
         "L2 distance of gradients, total variation, a clip and a scale prior; optimiser, weights "
         "and steps are not known",
-        "attack `general`; optimiser, weights and steps are ours",
+        "the paper's attack (`general`); optimiser, weights and steps are ours",
     ),
     (
         "Weights of FedAvg",
         "taken for a gradient: their change over learning rate and steps; the paper may have "
         "another way, too",
-        "`equivalent`, searched by a cosine",
+        "the paper's procedure (`equivalent`), searched by a cosine",
     ),
     (
         "Data",
@@ -159,15 +160,16 @@ def criterion_table() -> HTML:
         "those whose own label is right below their thumbnails.",
         "Equal labels (claim 5)": f"less than {criterion.LOST:.0%} of the differences between the "
         "images is left of what distinct labels bring back, and the mean comes back.",
-        "GradInversion (claim 7)": "ahead on the same networks and images. Where neither of two "
-        "attacks is above the thumbnails, it is a ranking of failures and shows nothing. Nor does "
-        f"a lead over a GradInversion without {' and '.join(criterion.MISSING)}.",
-        HOLDS: "the interval lies above the bar.",
-        FAILS: "the interval lies below the bar.",
-        OPEN: "the interval holds the bar, there are too few units, or the setting cannot show it.",
-        CONDITION: "of several settings it holds in some, and the condition that tells them from "
-        "the others is named. A setting with too few units counts only where no other one was "
-        "decided under the same conditions.",
+        "GradInversion (claim 7)": "ahead on the same networks and images. Where neither of the "
+        "two gets above the thumbnails, a lead shows nothing. Nor does a lead over a GradInversion "
+        f"that ran without {' and '.join(criterion.MISSING)}.",
+        HOLDS: "the whole interval lies above the bar.",
+        FAILS: "the whole interval lies below the bar.",
+        OPEN: "the bar lies inside the interval, there are too few units, or the setting cannot "
+        "show it.",
+        CONDITION: "of several settings it holds in some. Where one or two conditions tell those "
+        "from the others they are named; where not, settings are counted. A setting with too few "
+        "units counts only where no other one was decided under the same conditions.",
         "Two columns": f"{'; '.join(COLUMNS.values())}: the best in that setting of all that need "
         "no data. That choice is made on the same runs, which favours it a little.",
         "Conditions": f"few is up to {FEW} images, small up to {SMALL} pixels a side (mostly 32, "
@@ -250,8 +252,16 @@ def case(records: pd.DataFrame, number: int, column: str) -> str:
     grade = combined(rows).grade
     row = telling(rows, grade)
     start = capital(case_name(grade)) if settings(rows) > 1 else "Measured"
-    measured = f"{row.setting}, {row['method']}: {row.numbers}"
+    measured = f"{row.setting}, {method(row)}: {row.numbers}"
     return f"{start}: {measured}. {capital(row.reason)}."
+
+
+def method(row: pd.Series) -> str:
+    """The method of a record in readers' words."""
+    kind = (
+        "rule" if row.what == "labels" else "attack" if row["update"] == "FedSGD" else "procedure"
+    )
+    return name(row["method"], kind)
 
 
 def capital(words: str) -> str:
@@ -330,7 +340,7 @@ def claims(records: pd.DataFrame) -> HTML:
         blocks.append(f'<div class="claim">{"".join(lines)}</div>')
     glue("settings", settings(records))
     glue("chapters", int(records.chapter.nunique()))
-    return HTML(f'<div class="gleak-claims">{"".join(blocks)}</div>')
+    return HTML(f'<div class="gleak-findings">{"".join(blocks)}</div>')
 
 
 def cell(rows: pd.DataFrame, column: str) -> str:
@@ -411,7 +421,7 @@ def paper_says(records: pd.DataFrame) -> HTML:
             found = combined(chosen)
             row = telling(chosen, found.grade)
             cells.append(
-                f'{badge(found.grade)} <a href="{row.link}">{html.escape(row["method"])}</a>: '
+                f'{badge(found.grade)} <a href="{row.link}">{html.escape(method(row))}</a>: '
                 f"{html.escape(row.numbers)}"
             )
         rows.append((html.escape(claim.says), *cells))
@@ -430,12 +440,12 @@ def all_verdicts(records: pd.DataFrame) -> HTML:
             f"{row.claim}, {row.column}",
             f'<a href="{row.link}">{html.escape(title(row.chapter))}</a>',
             html.escape(row.setting),
-            html.escape(row.method),
+            html.escape(method(row)),
             badge(row.grade),
             html.escape(row.numbers),
             html.escape(row.reason),
         )
-        for row in records.itertuples()
+        for _, row in records.iterrows()
     )
     names = ("Claim", "Chapter", "Setting", "Method", "Grade", "Measured", "Reason")
     return page_table(names, rows, "every verdict")
