@@ -4,6 +4,7 @@ Every chapter gets a card: its objectives, and what the reference run took and o
 
 claim N           a sentence of the paper, and what the chapter of verdicts says of it
 chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+chapter-table     a table of a chapter, on another page: NOTEBOOK and the label of its region
 downloads         a table of files to take away
 chapter-times     a table of what the chapters took
 recorded-table    a file of book/results, as means over runs
@@ -13,6 +14,7 @@ import ast
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -22,9 +24,9 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from gleak.study.criterion import BADGES
-from gleak.study.verdicts import COLUMNS
 
 SUMMARY = "12_verdicts"  # the chapter that sums up the verdicts
+SHORT = {"any": "Best method", "paper": "Paper's method"}  # columns of verdicts
 
 
 def notebooks(env) -> dict[str, dict]:
@@ -84,16 +86,19 @@ class Claim(SphinxDirective):
         row = nodes.container(classes=["claim"])
         self.state.nested_parse(self.content, self.content_offset, row)
         row[0].insert(0, nodes.strong("", f"{number}. "))
-        for column, name in COLUMNS.items():
+        found = glued(self.env, f"headline_{number}")
+        if found is None:
+            text = "No chapter has recorded a verdict on it."
+            row += nodes.paragraph("", text, classes=["claim-found"])
+            return [row]
+        line = nodes.paragraph("", f"{found} ", classes=["claim-found"])
+        for column, name in SHORT.items():
             grade = glued(self.env, f"grade_{number}_{column}")
-            if grade is None:
-                text = f"{name}: No chapter has recorded a verdict on it."
-                row += nodes.paragraph("", text, classes=["claim-found"])
-                continue
+            line += nodes.Text(f"{name}: ")
             badge = nodes.inline(classes=[f"badge-{BADGES[grade]}"])
             badge += link(self.env, SUMMARY, grade)
-            words = nodes.Text(f" {glued(self.env, f'claim_{number}_{column}')}")
-            row += nodes.paragraph("", "", badge, words, classes=["claim-found"])
+            line += [badge, nodes.Text(" ")]
+        row += line
         return [row]
 
 
@@ -129,6 +134,28 @@ class ChapterFigure(SphinxDirective):
         self.state.nested_parse(self.content, self.content_offset, text)
         figure += nodes.caption("", "", *text[0].children)
         return [figure]
+
+
+class ChapterTable(SphinxDirective):
+    """A chapter's table, found by its `aria-label`, with its links made to fit this page."""
+
+    required_arguments = 2
+    final_argument_whitespace = True
+
+    def run(self):
+        chapter, label = self.arguments
+        pages = (
+            "".join(output["data"].get("text/html", ""))
+            for _, output in outputs(notebooks(self.env)[chapter])
+        )
+        page = next((page for page in pages if f'aria-label="{label}"' in page), None)
+        if page is None:
+            return [
+                nodes.paragraph("", f"{chapter} has not been executed since {label} was added.")
+            ]
+        folder = "../" * self.env.docname.count("/") + "notebooks/"
+        page = re.sub(r'href="(?=\d\d)', f'href="{folder}', page)
+        return [nodes.raw("", page, format="html")]
 
 
 class ChapterTimes(SphinxDirective):
@@ -277,6 +304,7 @@ def add_references(app, doctree, docname) -> None:
 def setup(app):
     app.add_directive("claim", Claim)
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("chapter-table", ChapterTable)
     app.add_directive("chapter-times", ChapterTimes)
     app.add_directive("downloads", Downloads)
     app.add_directive("recorded-table", RecordedTable)

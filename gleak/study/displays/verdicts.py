@@ -16,7 +16,7 @@ from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
 from gleak.study.summary import Summary, case_name, combined, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
-from gleak.study.words import name
+from gleak.study.words import name as in_words
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ PAPER_AND_HERE = [
         "Labels",
         "counts from the last layer, with statistics of random inputs; how many inputs, and how "
         "counts are rounded, is not known",
-        "the paper's rule (`zlg`), from re-implementations and from the algebra; largest remainders",
+        "the paper's rule (`zlg`), from re-implementations and from the algebra; rounded by "
+        "largest remainders",
     ),
     (
         "Images",
@@ -258,10 +259,8 @@ def case(records: pd.DataFrame, number: int, column: str) -> str:
 
 def method(row: pd.Series) -> str:
     """The method of a record in readers' words."""
-    kind = (
-        "rule" if row.what == "labels" else "attack" if row["update"] == "FedSGD" else "procedure"
-    )
-    return name(row["method"], kind)
+    images = "attack" if row["update"] == "FedSGD" else "procedure"
+    return in_words(row["method"], "rule" if row.what == "labels" else images)
 
 
 def capital(words: str) -> str:
@@ -358,7 +357,7 @@ def cell(rows: pd.DataFrame, column: str) -> str:
     return (
         f'<a class="badge-{BADGES[found.grade]} {column}" href="{row.link}" '
         f'title="{html.escape(about)}">{who}<span aria-hidden="true">{MARKS[found.grade]}</span>'
-        f'<span class="visually-hidden">{found.grade}: </span> {html.escape(number)}</a>'
+        f'<span class="gleak-unseen">{found.grade}: </span> {html.escape(number)}</a>'
     )
 
 
