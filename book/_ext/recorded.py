@@ -3,7 +3,7 @@
 Every chapter gets a card: its objectives, and what the reference run took and on what. Directives:
 
 claim N           a sentence of the paper, and what the chapter of verdicts says of it
-chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+chapter-figure    a picture of a chapter, on another page: its NAME, the caption as content
 chapter-table     a table of a chapter, on another page: NOTEBOOK and the label of its region
 downloads         a table of files to take away
 chapter-times     a table of what the chapters took
@@ -103,24 +103,25 @@ class Claim(SphinxDirective):
 
 
 class ChapterFigure(SphinxDirective):
-    """A chapter's figure, with its alt text: the chapter and the figure's name as arguments."""
+    """A figure of some chapter, by its name, with its alt text and a link to the chapter."""
 
-    required_arguments = 2
+    required_arguments = 1
     has_content = True
 
     def run(self):
-        chapter, name = self.arguments
-        data = next(
+        (name,) = self.arguments
+        chapter, data = next(
             (
-                output
-                for cell, output in outputs(notebooks(self.env)[chapter])
+                (chapter, output)
+                for chapter, notebook in notebooks(self.env).items()
+                for cell, output in outputs(notebook)
                 if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
                 and {"image/png", "text/html"} & set(output["data"])
             ),
-            None,
+            (None, None),
         )
         if data is None:  # a test sees to it that no such page is published
-            return [nodes.paragraph("", f"{chapter} has not been executed since {name} was added.")]
+            return [nodes.paragraph("", f"{name} has not been executed.")]
         figure = nodes.figure(classes=["chapter-figure"])
         if "text/html" in data["data"]:
             figure += nodes.raw("", "".join(data["data"]["text/html"]), format="html")
@@ -132,7 +133,9 @@ class ChapterFigure(SphinxDirective):
             figure += nodes.image(uri=uri, alt=data["metadata"]["image/png"]["alt"])
         text = nodes.container()
         self.state.nested_parse(self.content, self.content_offset, text)
-        figure += nodes.caption("", "", *text[0].children)
+        caption = nodes.caption("", "", *text[0].children)
+        caption += [nodes.Text(" From "), link(self.env, chapter), nodes.Text(".")]
+        figure += caption
         return [figure]
 
 
@@ -150,9 +153,7 @@ class ChapterTable(SphinxDirective):
         )
         page = next((page for page in pages if f'aria-label="{label}"' in page), None)
         if page is None:
-            return [
-                nodes.paragraph("", f"{chapter} has not been executed since {label} was added.")
-            ]
+            return [nodes.paragraph("", f"{chapter} has not been executed.")]
         folder = "../" * self.env.docname.count("/") + "notebooks/"
         page = re.sub(r'href="(?=\d\d)', f'href="{folder}', page)
         return [nodes.raw("", page, format="html")]

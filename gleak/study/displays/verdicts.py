@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from gleak import figures
-from gleak.study import criterion
+from gleak.study import book, criterion
 from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
 from gleak.study.summary import Summary, case_name, combined, telling
@@ -269,8 +269,8 @@ def capital(words: str) -> str:
 
 
 def title(chapter: str) -> str:
-    """A chapter's name without its number."""
-    return re.sub(r"^\d+_", "", chapter).replace("_", " ")
+    """A chapter's name with its number: `07 wrong label`."""
+    return chapter.replace("_", " ")
 
 
 def marks(records: pd.DataFrame) -> tuple[Figure, str]:
@@ -436,7 +436,7 @@ def all_verdicts(records: pd.DataFrame) -> HTML:
     """Each row of each verdict with its chapter, setting, numbers and reason."""
     rows = (
         (
-            f"{row.claim}, {row.column}",
+            f"{row.claim}, {WHO[row.column]}",
             f'<a href="{row.link}">{html.escape(title(row.chapter))}</a>',
             html.escape(row.setting),
             html.escape(method(row)),
@@ -447,11 +447,15 @@ def all_verdicts(records: pd.DataFrame) -> HTML:
         for _, row in records.iterrows()
     )
     names = ("Claim", "Chapter", "Setting", "Method", "Grade", "Measured", "Reason")
-    return page_table(names, rows, "every verdict")
+    table = page_table(names, rows, "every verdict").data
+    return HTML(f"<details><summary>All {len(records)} rows</summary>{table}</details>")
 
 
 def check(records: pd.DataFrame, least: int) -> None:
-    """Print whether there are verdicts, and whether grades are those of their numbers."""
-    print(f"enough verdicts recorded: {len(records) >= least}")
+    """Show whether there are verdicts, and whether all that decide have enough networks."""
     graded = records[records.grade != OPEN]
-    print(f"every grade has enough networks behind it: {(graded.n >= criterion.LEAST).all()}")
+    checks = {
+        "enough verdicts recorded": len(records) >= least,
+        "every grade has enough networks behind it": bool((graded.n >= criterion.LEAST).all()),
+    }
+    book.claims(checks)
