@@ -67,8 +67,13 @@ def glued(env, name: str) -> str | None:
 
 def link(env, chapter: str, text: str = "") -> nodes.Node:
     """A reference to a chapter, by its title where there is no text."""
+    return link_to(env, f"/notebooks/{chapter}", text)
+
+
+def link_to(env, page: str, text: str = "") -> nodes.Node:
+    """A reference to a page of the book, as in the table of contents with a slash before it."""
     reference = addnodes.pending_xref(
-        refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
+        refdomain="std", reftype="doc", reftarget=page, refdoc=env.docname,
         refexplicit=bool(text), refwarn=True,
     )  # fmt: skip
     reference += nodes.inline("", text)

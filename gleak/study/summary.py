@@ -1,7 +1,7 @@
 """Several settings in one grade, and what sets those where a claim holds apart from the others."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -59,15 +59,20 @@ def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
     """
     if rows.empty:
         return ""
-    told = list(dict.fromkeys(apart(row, others) for _, row in rows.iterrows()))
-    if all(told) and len(told) <= ALTERNATIVES:
+    told: dict[str, None] = {}  # in order
+    rest = others[KEYS].to_dict("records")
+    for row in rows[KEYS].to_dict("records"):
+        told[apart(row, rest)] = None
+        if "" in told or len(told) > ALTERNATIVES:
+            break
+    else:
         return " or ".join(told)
     count = f"in {len(rows)} of {len(rows) + len(others)} settings"
     shared = common(rows, others)
     return f"{count}, {'all ' * (len(rows) > 1)}{shared}" if shared else count
 
 
-def apart(row: pd.Series, others: pd.DataFrame) -> str:
+def apart(row: Mapping[Hashable, str], others: Sequence[Mapping[Hashable, str]]) -> str:
     """The fewest conditions of a row that none of the others has together, in words.
 
     What else tells it apart, its network for instance, is named only where these do not. Empty
@@ -78,7 +83,7 @@ def apart(row: pd.Series, others: pd.DataFrame) -> str:
         for size in range(1 if not more else 0, len(CONDITIONS) + 1):
             for few in itertools.combinations(CONDITIONS, size):
                 keys = [*few, *more]
-                if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
+                if not any(all(other[key] == row[key] for key in keys) for other in others):
                     return named({key: row[key] for key in keys})
     return ""
 
