@@ -357,8 +357,17 @@ def test_recorded_ingredients():
 @pytest.mark.parametrize(
     ("command", "table", "rows"),
     [
-        ("images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2", "04", 2),
-        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06", 4),
+        (
+            "images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2",
+            "04_images_fedsgd",
+            2,
+        ),
+        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06_images_fedavg", 4),
+        (
+            "gpu.py --device cpu --cases cifar10-8 --attacks general --workers 1 --iterations 2",
+            "gpu",
+            1,
+        ),
     ],
 )
 def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, table, rows):
@@ -371,8 +380,7 @@ def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, ta
     threads = torch.get_num_threads()
     main()
     made = recorded.read(file)
-    (known,) = RESULTS.glob(f"{table}_images_*.csv")
-    assert list(made) == list(recorded.read(known))
+    assert list(made) == list(recorded.read(RESULTS / f"{table}.csv"))
     assert len(made) == rows
     first, stored = file.read_text(), sorted((tmp_path / "cache" / "grid").iterdir())
     assert len(stored) == rows
