@@ -24,6 +24,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from gleak.study.criterion import BADGES
+from gleak.study.words import readable
 
 SUMMARY = "12_verdicts"  # the chapter that sums up the verdicts
 SHORT = {"any": "Best method", "paper": "Paper's method"}  # columns of verdicts
@@ -227,6 +228,7 @@ class RecordedTable(SphinxDirective):
         groups = pd.read_csv(file, comment="#").groupby(by, sort=False)
         frame = groups[mean].mean()
         frame.insert(0, "runs", groups.size())
+        frame = readable(frame, "attack")
         rows = [
             [*map(str, key), f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
             for key, values in zip(frame.index, frame.to_numpy(), strict=True)
@@ -235,7 +237,8 @@ class RecordedTable(SphinxDirective):
             line[1:].strip() for line in file.read_text("utf-8").splitlines() if line[0] == "#"
         ]
         note = nodes.paragraph("", "; ".join(about) + ".", classes=["table-source"])
-        return [table([*by, *frame.columns.str.replace("_", " ")], rows), note]
+        head = [*map(str, frame.index.names), *frame.columns.str.replace("_", " ")]
+        return [table(head, rows), note]
 
 
 def table(head, rows) -> nodes.table:
