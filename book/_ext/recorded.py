@@ -97,7 +97,8 @@ class Claim(SphinxDirective):
             text = "No chapter has recorded a verdict on it."
             row += nodes.paragraph("", text, classes=["claim-found"])
             return [row]
-        line = nodes.paragraph("", f"{found} ", classes=["claim-found"])
+        row += nodes.paragraph("", found, classes=["claim-found"])
+        line = nodes.paragraph("", classes=["claim-found"])
         for column, name in SHORT.items():
             grade = glued(self.env, f"grade_{number}_{column}")
             line += nodes.Text(f"{name}: ")

@@ -379,7 +379,10 @@ def matrix(records: pd.DataFrame) -> HTML:
         for key, value, name in conditions:
             rows = chosen[chosen[key] == value]
             inside = "".join(cell(rows, column) for column in ("any", "paper"))
-            none = '<span class="none">not measured</span>'
+            none = (
+                '<span class="none" aria-hidden="true">–</span>'
+                '<span class="gleak-unseen">not measured</span>'
+            )
             body += f'<td role="cell"><small>{name}</small>{inside or none}</td>'
         body += "</tr>"
     head = "".join(
