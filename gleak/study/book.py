@@ -10,6 +10,7 @@ from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
 from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.tables import rendered
 from gleak.study.verdicts import (
     COLUMNS,
     KEYS,
@@ -44,9 +45,39 @@ def glue_all(values: Mapping[str, object]) -> None:
 
 
 def claims(found: Mapping[str, object]) -> None:
-    """Print claims, a line each, and whether they hold: what the tests of the book look for."""
+    """Show claims and whether they hold as badges; other values as they are.
+
+    The plain text has a line for each, `claim: True`: what the tests of the book look for.
+    """
+    lines, badges = [], []
     for claim, holds in found.items():
-        print(f"{claim}: {holds}")
+        holds = holds.item() if hasattr(holds, "item") else holds
+        lines.append(f"{claim}: {holds}")
+        if isinstance(holds, bool):
+            kind, said = ("holds", "holds") if holds else ("fails", "does not hold")
+            text = f'<span aria-hidden="true">{"✓" if holds else "✗"}</span> {html.escape(claim)}'
+            text += f'<span class="gleak-unseen">: {said}</span>'
+        else:
+            kind, text = "told", html.escape(lines[-1])
+        badges.append(f'<li class="{kind}">{text}</li>')
+    if lines:
+        page = f'<ul class="gleak-claims" aria-label="Checked here">{"".join(badges)}</ul>'
+        display({"text/html": page, "text/plain": "\n".join(lines)}, raw=True)
+
+
+def table(
+    frame: pd.DataFrame,
+    *,
+    best: Mapping[str, str] | None = None,
+    best_of_row: str | None = None,
+    digits: int | Mapping[str, int] = 1,
+    kind: str | None = None,
+) -> None:
+    """Show a small table in readers' words; see `tables.rendered` for the parameters."""
+    page, plain = rendered(
+        frame, best=best or {}, best_of_row=best_of_row, digits=digits, kind=kind
+    )
+    display({"text/html": page, "text/plain": plain}, raw=True)
 
 
 def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
