@@ -35,11 +35,9 @@ class Change(NamedTuple):
 
 
 BASE = Change("base")
-TWICE = Change("effort", effort=2)
 LBFGS = {"optimizer": "lbfgs", "lr": 1, "schedule": "constant"}
 CLIENT = {  # changes that both attacks meet
     "32 channels": Change("client", client={"width": 32}),
-    "6 layers": Change("client", client={"depth": 6}),
     "2 images": Change("client", client={"size": 2}),
     "update in bfloat16": Change("client", client={"dtype": "bfloat16"}),
 }
@@ -47,13 +45,11 @@ CHANGES = {
     "general": {
         "base": BASE,
         "no total variation": Change("prior", {"tv": 0}),
-        "total variation / 4": Change("prior", {"tv": 0.01}),
         "total variation x 4": Change("prior", {"tv": 0.16}),
         "no clip": Change("prior", {"clip": 0}),
         "no scale": Change("prior", {"scale": 0}),
         "no prior at all": Change("prior", {"tv": 0, "clip": 0, "scale": 0}),
         "cosine": Change("distance", {"distance": "cosine"}),
-        "L1": Change("distance", {"distance": "l1"}),
         "cosine, mean over layers": Change("distance", {"distance": "layer-cosine"}),
         "steps without signs": Change("optimiser", {"optimizer": "adam"}),
         "L-BFGS": Change("optimiser", LBFGS),
@@ -61,10 +57,9 @@ CHANGES = {
         "step x 3": Change("optimiser", {"lr": 0.3}),
         "constant step": Change("optimiser", {"schedule": "constant"}),
         "2 restarts, half as long": Change("effort", {"restarts": 2}),
-        "twice as long": TWICE,
+        "twice as long": Change("effort", effort=2),
         "labels not known": Change("labels", {"joint_labels": True}),
         **CLIENT,
-        "tanh": Change("client", client={"activation": "tanh"}),
         "batch norm, train mode": Change("client", client={"norm": "train"}),
     },
     "gleak": {
@@ -73,7 +68,6 @@ CHANGES = {
         "no places of maxima": Change("closed form", instead=GLEAK_FEATURES),
         "no closed form at all": Change("closed form", instead=GLEAK_GRADIENT),
         "steps without signs": Change("optimiser", {"optimizer": "adam"}),
-        "twice as long": TWICE,
         **CLIENT,
         "bfloat16, and told so": Change("client", client={"dtype": "bfloat16", "precision": 0.01}),
     },
@@ -154,6 +148,38 @@ def changed(
         **overrides,
     )
     return batch, found, gleak.score(found.images, batch.images)
+
+
+class Shown(NamedTuple):
+    """A batch of all seeds' images; words -> what was found of them, and the scores."""
+
+    batch: Batch
+    results: dict[str, tuple[Inversion, pd.DataFrame]]
+
+
+def side_by_side(changes: Mapping[str, tuple[str, str]], seeds: int, **about: Any) -> Shown:
+    """One image of each seed, as several attacks restore it.
+
+    changes: words -> attack and change, of which each seed's network is attacked once; about: as
+    `changed`, but for the seed.
+    """
+    results, batches = {}, []
+    for words, (attack, change) in changes.items():
+        runs = [changed(attack, change, seed=seed, **about) for seed in range(seeds)]
+        batches = [batch for batch, _, _ in runs]
+        images = torch.stack([found.images[scores["match"][0]] for _, found, scores in runs])
+        labels = torch.stack([found.labels[scores["match"][0]] for _, found, scores in runs])
+        scores = pd.concat([scores.head(1) for _, _, scores in runs], ignore_index=True)
+        found = replace(runs[0][1], images=images, labels=labels)
+        results[words] = found, scores.assign(match=range(seeds))
+    first = batches[0]
+    batch = Batch(
+        torch.cat([batch.images[:1] for batch in batches]),
+        torch.cat([batch.labels[:1] for batch in batches]),
+        first.class_names,
+        first.dataset,
+    )
+    return Shown(batch, results)
 
 
 def attacked(attack: str, change: str, **about: Any) -> dict[str, float]:
