@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from gleak import figures
 from gleak.study import criterion
 from gleak.study.book import Row, verdict
+from gleak.study.displays.images_fedsgd import interval_ends
 from gleak.study.experiments.ingredients import Shown, worth
 from gleak.study.verdicts import setting
 from gleak.study.words import name
@@ -43,7 +44,7 @@ def pictures(shown: Shown) -> tuple[Figure, str]:
 
 
 def differences(stored: pd.DataFrame, attack: str) -> tuple[Figure, str]:
-    """What each change to an attack is worth: the mean over the networks, and their range."""
+    """What each change to an attack is worth: the mean over the networks with its interval."""
     runs = of_attack(stored, attack).query("change != 'base'")
     axis = "change of PSNR (dB)"
     mean = runs.groupby("change")["difference"].mean()
@@ -58,6 +59,7 @@ def differences(stored: pd.DataFrame, attack: str) -> tuple[Figure, str]:
         value=axis,
         series="group",
         lines={axis: {"base": 0}},
+        ends=interval_ends,
     )
 
 
