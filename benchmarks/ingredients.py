@@ -28,16 +28,17 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--attacks", nargs="+", default=list(experiment.CHANGES))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--model", default="convnet", help="convnet: of three layers, 64 channels")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    client = {"dataset": "cifar10-samples", "model": "convnet", "size": 1}
+    client = {"dataset": "cifar10-samples", "model": options.model, "size": 1}
     frames = []
     for attack in options.attacks:
         runs = run_grid(
             experiment.attacked,
-            experiment.settings(attack, "convnet", options.seeds),
+            experiment.settings(attack, options.model, options.seeds),
             common={"attack": attack, "iterations": options.iterations, **client},
             label=attack,
         )
@@ -47,8 +48,8 @@ def main() -> None:
         pd.concat(frames)[COLUMNS].round(3),
         [
             f"python benchmarks/ingredients.py, {datetime.date.today()}, torch {torch.__version__}",
-            f"{platform.machine()} CPU, {options.threads} thread; one image of cifar10-samples, "
-            f"{options.iterations} iterations",
+            f"{platform.machine()} CPU, {options.threads} thread; {options.model}, one "
+            f"image of cifar10-samples, {options.iterations} iterations",
         ],
     )
     for frame in frames:

@@ -13,7 +13,8 @@ from gleak.study.experiments.ingredients import Shown, worth
 from gleak.study.verdicts import setting
 from gleak.study.words import name
 
-RECORDED_ON = "one image of cifar10-samples, convnet of 64 channels and three layers"
+NETWORK = "convnet of three layers and 64 channels"
+RECORDED_ON = f"one CIFAR image, {NETWORK}"
 ATTACKS = ("general", "gleak")
 BASELINES = {"8×8 thumbnail": "thumb8", "mean colour": "mean_colour"}
 # the rows of the small table, in the order of the chapter's question
@@ -164,5 +165,6 @@ def bases(stored: pd.DataFrame) -> pd.DataFrame:
 def verdict_on_images(stored: pd.DataFrame) -> None:
     """Claim 2: whether the attacks work whose ingredients are measured here."""
     columns = criterion.image_columns(bases(stored), ["seed"])
-    rows: list[Row] = [(setting(f"recorded: {RECORDED_ON}, untrained", images=1), columns)]
+    where = setting(f"recorded: {RECORDED_ON}, untrained", images=1, more=f"on a {NETWORK}")
+    rows: list[Row] = [(where, columns)]
     verdict([2], rows)
