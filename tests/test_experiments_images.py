@@ -408,9 +408,9 @@ def test_recorded_ingredients():
 @pytest.mark.parametrize(
     ("command", "table", "rows"),
     [
-        ("images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2", "04_images", 2),
+        ("images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2", "04_", 2),
         ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06_images", 4),
-        ("ingredients.py --attacks general --seeds 1 --iterations 2 --model lenet", "10", 18),
+        ("ingredients.py --attacks general --seeds 1 --iterations 2 --model lenet", "10_", 18),
     ],
 )
 def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, table, rows):
