@@ -271,7 +271,7 @@ def against(values: pd.Series) -> str:
     return f"{found.mean:+z.1f}{ends}"
 
 
-def recorded_numbers(stored: pd.DataFrame) -> dict[str, object]:
+def recorded_numbers(stored: pd.DataFrame) -> dict[str, float]:
     """What the prose of the chapter names of the recorded runs."""
     mean = stored.groupby(["case", "attack"])["psnr"].mean()
     thumb = stored.groupby("case")["thumb8"].mean()

@@ -1,7 +1,7 @@
 """What each ingredient is worth: figures, a table, numbers for the prose, claims, the verdict."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -106,12 +106,12 @@ def said(found: Interval) -> str:
     if found.n < criterion.LEAST or found.low <= 0 <= found.high:
         ends = f"{found.mean:+z.1f} dB, {found.low:+z.1f} to {found.high:+z.1f}"
         return f"is not shown to matter ({ends})"
-    ends = sorted((abs(found.low), abs(found.high)))
+    least, most = sorted((abs(found.low), abs(found.high)))
     verb = "gains" if found.mean > 0 else "costs"
-    return f"{verb} {abs(found.mean):.1f} dB ({ends[0]:.1f} to {ends[1]:.1f})"
+    return f"{verb} {abs(found.mean):.1f} dB ({least:.1f} to {most:.1f})"
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names as people list them; *nothing* for none."""
     *most, last = names or ["nothing"]
     return f"{', '.join(most)} and {last}" if most else last
