@@ -408,9 +408,22 @@ def test_recorded_ingredients():
 @pytest.mark.parametrize(
     ("command", "table", "rows"),
     [
-        ("images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2", "04_", 2),
-        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06_images", 4),
-        ("ingredients.py --attacks general --seeds 1 --iterations 2 --model lenet", "10_", 18),
+        (
+            "images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2",
+            "04_images_fedsgd",
+            2,
+        ),
+        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06_images_fedavg", 4),
+        (
+            "gpu.py --device cpu --cases cifar10-8 --attacks general --workers 1 --iterations 2",
+            "gpu",
+            1,
+        ),
+        (
+            "ingredients.py --attacks general --seeds 1 --iterations 2 --model lenet",
+            "10_ingredients",
+            18,
+        ),
     ],
 )
 def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, table, rows):
@@ -423,8 +436,7 @@ def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, ta
     threads = torch.get_num_threads()
     main()
     made = recorded.read(file)
-    (known,) = RESULTS.glob(f"{table}*.csv")
-    assert list(made) == list(recorded.read(known))
+    assert list(made) == list(recorded.read(RESULTS / f"{table}.csv"))
     assert len(made) == rows
     first, stored = file.read_text(), sorted((tmp_path / "cache" / "grid").iterdir())
     assert len(stored) == rows
