@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,11 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], value: str, summary: str) -> tu
     return figure, f"Fields of numbers for {', '.join(tables)}: {value}. {summary}"
 
 
+def spread(values: pd.Series) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    return values.min(), values.max()
+
+
 def dots(
     frame: pd.DataFrame,
     summary: str,
@@ -154,12 +159,14 @@ def dots(
     series: str,
     panel: str | None = None,
     lines: Mapping[str, Mapping[str, float]] | None = None,
+    ends: Callable[[pd.Series], tuple[float, float]] = spread,
 ) -> tuple[Figure, str]:
-    """Means over repeats as dots, from smallest to largest as a line; the figure and its alt text.
+    """Means over repeats as dots with a line, by default over their range, and the alt text.
 
     frame: a row for each repeat. row: the column that names the line of the figure, in the order in
     which they come; series: the one that gives the colour; value: the number; panel: the one that
-    names the axis (else `value`). lines: panel -> words -> where to draw a line across.
+    names the axis (else `value`). lines: panel -> words -> where to draw a line across. ends: of
+    the line through a dot, from its repeats.
     """
     frame = frame if panel else frame.assign(panel=value)
     panel = panel or "panel"
@@ -184,7 +191,8 @@ def dots(
                 aside = (here.index(kind) - (len(here) - 1) / 2) * 0.25 if shared else 0
                 heights = [rows.index(label) + aside for label in found.mean().index]
                 color = f"C{index % 5}"
-                axis.hlines(heights, found.min(), found.max(), color=color, linewidth=1.5)
+                low, high = zip(*(ends(repeats) for _, repeats in found), strict=True)
+                axis.hlines(heights, low, high, color=color, linewidth=1.5)
                 marker = "osd^vPX<>"[index % 9]
                 axis.plot(found.mean(), heights, marker, color=color, markersize=5, label=kind)
             for words, position in (lines or {}).get(name, {}).items():
