@@ -24,10 +24,24 @@ def by_method(frame: pd.DataFrame) -> pd.Series:
 def counts(
     truth: torch.Tensor, found: Mapping[str, torch.Tensor], names: list[str]
 ) -> pd.DataFrame:
-    """The client's counts and those that some rules restored, a row for each class."""
+    """The client's counts and those that some rules restored, a row for each class.
+
+    How many labels each has right is kept for the prose.
+    """
     restored = {name(rule, "rule"): values.tolist() for rule, values in found.items()}
     columns = {"client (hidden)": truth.tolist(), **restored}
+    for rule, values in found.items():
+        glue(f"right_{rule.replace('-', '_')}", torch.minimum(values, truth).sum())
     return pd.DataFrame(columns, index=pd.Index(names, name="class"))
+
+
+def network_name(code: str) -> str:
+    """A network's name in words: the LeNet of the chapters on labels has ReLU.
+
+    >>> network_name("lenet")
+    'LeNet with ReLU'
+    """
+    return name("lenet-relu" if code == "lenet" else code, "network")
 
 
 # Untrained networks
@@ -36,7 +50,7 @@ def counts(
 def by_size(frame: pd.DataFrame) -> tuple[Figure, str]:
     """The share of labels over the batch size, a panel for each network; figure and alt text."""
     networks = dict.fromkeys(frame.network)
-    panels = {name(code, "network"): frame[frame.network == code] for code in networks}
+    panels = {network_name(code): frame[frame.network == code] for code in networks}
     rules = [rule for rule in SHOWN if rule != "llg"]
     figure, alt = label_lines.lines(panels, "K", "images in the batch", rules, ["seed"])
     return figure, alt
@@ -102,7 +116,7 @@ def behind(frame: pd.DataFrame) -> list[str]:
     best_other = pd.concat([shares.drop(columns="gleak").max(axis=1), guess], axis=1).max(axis=1)
     below = (best_other - shares["gleak"]).sub(spread)
     return sorted(
-        f"{name(network, 'network')}, {n} classes, {k} images"
+        f"{network_name(network)}, {n} classes, {k} images"
         for network, n, k in below.index[below > 0]
     )
 
@@ -111,12 +125,12 @@ def glue_recorded(frame: pd.DataFrame) -> None:
     """Keep what the prose says of the recorded grid."""
     glue("recorded_largest", frame.K.max())
     for method, networks in reached(frame).items():
-        words = [name(network, "network") for network in networks]
+        words = [network_name(network) for network in networks]
         glue(f"reached_{method.replace('-', '_')}", "; ".join(words) or "none")
     glue("behind", "; ".join(behind(frame)) or "none")
     shares = frame.pivot_table("instance", CELL, "method")
     hard = shares.groupby("network").mean()[["gleak", "zlg-bias"]].min(axis=1).idxmin()
-    glue("hard", name(hard, "network"))
+    glue("hard", network_name(str(hard)))
     for method in ("gleak", "zlg-bias"):
         glue(f"hard_{method.replace('-', '_')}", float(shares.loc[hard, method].mean()))
 
@@ -135,13 +149,15 @@ def sized(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def listed(values: pd.Series, kind: str | None = None) -> str:
     """The different values of a column, in their order; kind: what they are names of, if any."""
     found = sorted(values.unique())
+    if kind == "network":
+        return ", ".join(map(network_name, found))
     return ", ".join(name(value, kind) if kind else str(value) for value in found)
 
 
 def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
     """A row for each network and size; made: where the runs are from."""
     for network, runs in frame.groupby("network", sort=False):
-        called = name(str(network), "network")
+        called = network_name(str(network))
         for sizes, rows in sized(runs):
             words = f"{made}: {called}, {sizes}, {listed(rows.N)} classes, untrained"
             yield (

@@ -205,7 +205,7 @@ def elsewhere(found: Summary) -> str:
 
 def title(chapter: str) -> str:
     """A chapter's name without its number."""
-    return re.sub(r"^\d+_", "", chapter).replace("_", " ")
+    return re.sub(r"^\d+[a-z]?_", "", chapter).replace("_", " ")
 
 
 def marks(records: pd.DataFrame) -> tuple[Figure, str]:
