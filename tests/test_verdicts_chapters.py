@@ -1,6 +1,5 @@
 """Each chapter's verdict falls every way: frames of results in, grades out."""
 
-import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,6 +17,7 @@ from gleak.study.displays import (
     ingredients,
     labels_fedavg,
     labels_fedsgd,
+    labels_trained,
     same_label,
     training_stage,
     wrong_label,
@@ -25,7 +25,7 @@ from gleak.study.displays import (
 
 DISPLAYS = (
     first_leak, imagenet, images_fedavg, images_fedsgd, ingredients, labels_fedavg, labels_fedsgd,
-    same_label, training_stage, wrong_label,
+    labels_trained, same_label, training_stage, wrong_label,
 )  # fmt: skip
 RESULTS = chapters.root() / "book" / "results"
 SEEDS = range(6)
@@ -83,23 +83,24 @@ def test_one_gradient_is_no_evidence(said):
 def test_labels_from_gradients(said, share, _, units, grade):
     grid = label_runs(share, units, network="convnet", K=64, N=10)
     labels_fedsgd.verdict_untrained(grid, grid)
-    skewed = label_runs(share, units, "pool", network="lenet", steps=40)
+    skewed = label_runs(share, units, "training", network="lenet", pool="digits", steps=40)
     with_data = skewed[skewed.method == "gleak"].assign(method="oracle", instance=1.0)
     handful = pd.DataFrame(
         [
-            {"pool": pool, "steps": 40, "K": 4, "seed": 0, "even": 0.4, "zlg": share,
-             "gleak": share, "gleak exact": 1.0}
-            for pool in range(units)
+            {"pool": "digits", "training": training, "steps": 40, "K": 4, "seed": 0, "even": 0.4,
+             "zlg": share, "gleak": share, "gleak exact": 1.0}
+            for training in range(units)
         ]
     )  # fmt: skip
-    labels_fedsgd.verdict_trained(pd.concat([skewed, with_data]), handful, 64)
-    assert [claims for claims, _ in said] == [[1], [1, 6]]
+    labels_trained.verdict_trained(pd.concat([skewed, with_data]), 64)
+    labels_trained.verdict_small_batches(handful)
+    assert [claims for claims, _ in said] == [[1], [1, 6], [1, 6]]
     for verdict in said:
         for column in ("paper", "any"):
-            assert grades(verdict, column) == [grade] * 2
+            assert set(grades(verdict, column)) == {grade}
     stages = [where.stage for verdict in said for where, _ in verdict[1]]
     assert stages == ["untrained"] * 2 + ["trained"] * 2
-    assert [where.batch for where, _ in said[1][1]] == ["many", "few"]
+    assert [where.batch for verdict in said[1:] for where, _ in verdict[1]] == ["many", "few"]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +108,14 @@ def test_labels_from_gradients(said, share, _, units, grade):
 )
 def test_label_distributions_against_the_rival(said, share, units, grade):
     grid = label_runs(share, units, network="convnet", K=8, N=10)
-    runs = label_runs(share, units, "pool", network="lenet", steps=40)
-    labels_fedsgd.verdict_distributions(grid, runs, runs, 64)
-    assert grades(said[0]) == [grade] * 3
-    labels_fedsgd.verdict_distributions(grid, runs[runs.method == "zlg"], runs, 64)
-    assert "GradInversion was not run here" in said[1][1][1][1]["paper"].reason
+    runs = label_runs(share, units, "training", network="lenet", pool="digits", steps=40)
+    labels_fedsgd.verdict_on_rivals(grid)
+    labels_trained.verdict_on_rivals(runs, 64)
+    labels_trained.verdict_distributions(runs, 64)
+    assert [claims for claims, _ in said] == [[7], [7], [1], [7]]
+    assert [grades(said[number]) for number in (0, 1, 3)] == [[grade]] * 3
+    labels_trained.verdict_on_rivals(runs[runs.method == "zlg"], 64)
+    assert "GradInversion was not run here" in said[4][1][0][1]["paper"].reason
 
 
 @pytest.mark.parametrize(("share", "_", "units", "grade"), OUTCOMES)
@@ -296,31 +300,23 @@ def test_equal_labels(said, equal, units, grade):
 
 @pytest.mark.parametrize(("share", "psnr", "units", "grade"), OUTCOMES)
 def test_stages_of_training(said, share, psnr, units, grade):
-    frame = pd.DataFrame(
-        [
-            {"pool": f"pool {pool}", "step": step, "kind": kind, "psnr": psnr, "flat": 14.0,
-             "thumb8": 20.0, "gleak": psnr if step else math.nan}
-            for pool in range(units)
-            for step, kind in ((0, "all"), (240, "all"), (240, "wrong"))
-        ]
-    )  # fmt: skip
-    training_stage.verdict_on_images(frame, "convnet", 2)
-    rules = dict.fromkeys(training_stage.RULES, share)
-    labels = pd.DataFrame(
-        [
-            {"pool": f"pool {pool}", "step": step, "seed": seed, "even": 0.4, **rules}
-            for pool in range(units)
-            for step in (0, 240)
-            for seed in range(2)
-        ]
+    frame = pd.concat(
+        image_runs(psnr, units, pool="digits", step=step, kind=kind)
+        for step, kind in ((0, "all"), (240, "all"), (240, "wrong"))
+    ).rename(columns={"seed": "training"})
+    training_stage.verdict_on_images(frame, "lenet", 2)
+    labels = pd.concat(
+        label_runs(share, units, "training", pool="digits", step=step, sent=sent)
+        for step in (0, 240)
+        for sent in ("gradient", "weights")
     )
-    training_stage.verdict_on_labels(labels, "convnet", 32)
+    training_stage.verdict_on_labels(labels, "lenet", 32)
     images, named = said
     assert (images[0], named[0]) == ([2, 6], [1, 6])
-    assert grades(images, "any") == [grade] * 3
-    assert grades(images) == [OPEN] * 3  # the paper's attack is not run there
-    assert grades(named) == [grade] * 2
-    assert [where.stage for where, _ in named[1]] == ["untrained", "trained"]
+    assert grades(images) == grades(images, "any") == [grade] * 3
+    assert grades(named) == [grade] * 4
+    assert [where.stage for where, _ in named[1]] == ["untrained"] * 2 + ["trained"] * 2
+    assert [where.update for where, _ in named[1]] == ["FedSGD", "FedAvg"] * 2
 
 
 @pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
