@@ -424,11 +424,21 @@ def recorded_claims(stored: pd.DataFrame) -> dict[str, bool]:
     dearer = (hidden["gleak"] - hidden["gleak, lr scanned"]).max()
     alike = bool((same.given - same.restored).abs().max() < 0.1)
     another = bool((gained > 1).all())
+    limits = summary(stored).reset_index()
+    fifty_rows = limits[limits.images == 50]
+    trained = limits[limits.network.str.contains("steps")]
+    matched = [f"{WORDS[name]} (dB)" for name in ("equivalent", "middle")]
+    lost = bool((fifty_rows[matched].max(axis=1) < fifty_rows.mean_colour).all())
+    below = bool((trained[matched].max(axis=1) < trained.mean_colour).all())
+    thumbnails = bool((trained[f"{WORDS['gleak']} (dB)"] < trained.thumb8).all())
     return {
         "hardly any turn: gleak 1 dB ahead in each way": ahead,
         "where matching at the start has lost 2 dB, another gains 1 dB": another,
         "restored labels, the images of true ones": alike,
         "a scanned rate costs less than 0.5 dB": bool(dearer < 0.5),
+        "fifty images: all below the mean colour": lost,
+        "trained network: matching below the mean colour": below,
+        "trained network: the study's procedure below the thumbnails": thumbnails,
     }
 
 
