@@ -221,14 +221,22 @@ def test_images_from_weights(said, _, psnr, units, grade):
     assert "many" in {where.batch for where, _ in said[0][1]}
 
 
+def way_runs(attack, psnr, units, epochs=1):
+    return image_runs(psnr, units, (attack,), B=4, E=epochs, lr=0.1)
+
+
 def test_ways_of_training_that_ran_with_fewer_networks_do_not_count():
-    runs = pd.concat(
-        image_runs(psnr, units, ("equivalent", "gleak"), B=4, E=epochs, lr=0.1)
-        for psnr, units, epochs in ((25.0, 6, 1), (5.0, 3, 16))
-    )
-    assert set(images_fedavg.of_most_seeds(runs).E) == {1}
-    lone = runs[(runs.attack == "equivalent") | (runs.E == 16)]  # gleak on the second way alone
-    assert images_fedavg.of_most_seeds(lone).attack.unique().tolist() == ["equivalent"]
+    attacks = [way_runs("equivalent", 25.0, 6), way_runs("gleak", 25.0, 6)]
+    fewer = way_runs("equivalent", 5.0, 3, epochs=16)
+    assert set(images_fedavg.of_most_seeds(pd.concat([*attacks, fewer])).E) == {1}
+
+
+@pytest.mark.parametrize(("psnr", "networks"), [(16.0, 6), (22.0, 3)])
+def test_a_stronger_attack_on_fewer_networks_is_not_left_out(psnr, networks):
+    runs = pd.concat([way_runs("equivalent", 16.0, 6), way_runs("gleak", psnr, 3)])
+    kept = images_fedavg.of_most_seeds(runs)
+    assert kept.seed.nunique() == networks
+    assert kept.attack.nunique() == (2 if networks == 3 else 1)
 
 
 @pytest.mark.parametrize(

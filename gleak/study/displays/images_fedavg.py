@@ -455,15 +455,27 @@ def drifts(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             yield named, runs[chosen]
 
 
-def of_most_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs on those ways of training that each attack ran on with the most seeds.
+WAY = ["B", "E", "lr"]
+AHEAD = 1  # dB
 
-    Means over ways would else be of other ways for other networks.
+
+def of_most_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of those attacks, on those ways of training, that have the most networks.
+
+    Means over ways would else be of other ways for other networks. An attack with fewer is left
+    out only if it was not ahead of the others where all ran; else those runs alone count, so that
+    no attack looks weaker for the lack of it.
     """
-    by = ["B", "E", "lr"]
-    seeds = runs.groupby([*by, "attack"]).seed.transform("nunique")
-    runs = runs[seeds == seeds.max()]
-    return runs[runs.groupby(by).attack.transform("nunique") == runs.attack.nunique()]
+    seeds = runs.groupby([*WAY, "attack"]).seed.transform("nunique")
+    most = runs[seeds == seeds.max()]
+    kept = most[most.groupby(WAY).attack.transform("nunique") == most.attack.nunique()]
+    shared = runs.pivot_table("psnr", [*WAY, "seed"], "attack").dropna()
+    counted = shared.columns.isin(kept.attack)
+    if len(shared) and not counted.all():
+        lead = shared.loc[:, ~counted].mean().max() - shared.loc[:, counted].mean().max()
+        if lead > AHEAD:
+            return runs[pd.MultiIndex.from_frame(runs[[*WAY, "seed"]]).isin(shared.index)]
+    return kept
 
 
 Case = tuple[str, int, int, str]  # network, steps of training, images, drift

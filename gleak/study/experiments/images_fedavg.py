@@ -146,7 +146,7 @@ def of_one_step(
     update = (
         gleak.fedsgd(network, batch) if kind == "FedSGD" else gleak.fedavg(network, batch, lr=0.001)
     )
-    through = "unrolled" if attack == "gleak" else "equivalent"
+    through = "unrolled" if (attack, kind) == ("gleak", "FedAvg") else "equivalent"
     _, scores = searched(
         update,
         batch.label_counts,

@@ -244,11 +244,12 @@ def recorded_settings(seeds: int) -> list[dict]:
     for wrong in WRONG:
         drawn = range(seeds if wrong in JUDGED else min(seeds, BESIDE))
         about = {"wrong": [wrong], "seed": drawn}
-        found += product(**both, attack=["cosine", "L2", "gleak"], **about)
+        found += product(**both, attack=["cosine", "L2"], **about)
         found += product(**relu, attack=["cosine", "L2"], **about)
     joint, some = ["joint labels"], range(min(seeds, BESIDE))
     return [
         *found,
+        *product(**both, attack=["gleak"], wrong=JUDGED, seed=range(seeds)),
         *product(**both, attack=joint, wrong=["right"], seed=some),
         *product(**alone, attack=["gleak"], wrong=WRONG, seed=two),
         *product(**alone, attack=["cosine"], wrong=JUDGED, seed=two),
