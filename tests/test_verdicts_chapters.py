@@ -218,13 +218,29 @@ def test_images_from_weights(said, _, psnr, units, grade):
         for steps, images in ((0, 4), (0, 50), (40, 4))
         for cosine in (0.99, 0.1)
     )
-    here = image_runs(psnr, units, ("inverting-gradients", "gleak"), cosine=0.99)
-    here = here.assign(update_model="equivalent", **{"E, B, lr": "1, all, 0.1"})
-    images_fedavg.verdict_on_weights(here, stored, "convnet", 4)
+    images_fedavg.verdict_on_weights(stored)
     assert [verdict[0] for verdict in said] == [[3], [3, 6]]
-    assert grades(said[0]) == grades(said[0], "any") == [grade] * 5
+    assert grades(said[0]) == grades(said[0], "any") == [grade] * 4
     assert grades(said[1]) == [grade] * 2
     assert "many" in {where.batch for where, _ in said[0][1]}
+
+
+def way_runs(attack, psnr, units, epochs=1):
+    return image_runs(psnr, units, (attack,), B=4, E=epochs, lr=0.1)
+
+
+def test_ways_of_training_that_ran_with_fewer_networks_do_not_count():
+    attacks = [way_runs("equivalent", 25.0, 6), way_runs("gleak", 25.0, 6)]
+    fewer = way_runs("equivalent", 5.0, 3, epochs=16)
+    assert set(images_fedavg.of_most_seeds(pd.concat([*attacks, fewer])).E) == {1}
+
+
+@pytest.mark.parametrize(("psnr", "networks"), [(16.0, 6), (22.0, 3)])
+def test_a_stronger_attack_on_fewer_networks_is_not_left_out(psnr, networks):
+    runs = pd.concat([way_runs("equivalent", 16.0, 6), way_runs("gleak", psnr, 3)])
+    kept = images_fedavg.of_most_seeds(runs)
+    assert kept.seed.nunique() == networks
+    assert kept.attack.nunique() == (2 if networks == 3 else 1)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +263,11 @@ def test_wrong_labels(said, monkeypatch, right, wrong, units, grade):
         ]
     )  # fmt: skip
     here = rows[rows.attack != "local steps"].assign(kind="distinct").drop(columns="images")
-    wrong_label.verdict_on_wrong_labels(here, rows, "cifar10-samples", 4, 8)
-    (verdict,) = said
+    other = rows[rows.wrong == "absent"].assign(wrong="count", psnr=30.0)  # not judged
+    wrong_label.verdict_on_wrong_labels(here, pd.concat([rows, other]), "cifar10-samples", 4)
+    wrong_label.verdict_on_more(here, "cifar10-samples", 4, 8)
+    verdict, more = said
+    assert grades(more) == [grade]
     assert verdict[0] == [4]
     assert grades(verdict) == [grade, OPEN, grade]  # local steps: not by the paper's attack
     assert grades(verdict, "any") == [grade] * 3
