@@ -152,14 +152,20 @@ def run(job):
     iterations = min(iterations_of(case, attack), options.iterations or 10**9)
     # Photographs take too long otherwise; the client has computed with all digits.
     torch.backends.cudnn.allow_tf32 = batch.images.shape[-1] > 64
-    if attack == "gradinversion":
-        iterations //= 2  # it runs two restarts
+    starts = {"restarts": 2} if attack == "gradinversion" else {}
+    iterations //= starts.get("restarts", 1)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.alarm(left)
     began = time.perf_counter()
     try:
         result = gleak.invert(
-            update, batch.label_counts, attack, iterations=iterations, seed=seed, progress=False
+            update,
+            batch.label_counts,
+            attack,
+            iterations=iterations,
+            seed=seed,
+            progress=False,
+            **starts,
         )
     except gleak.inversion.InversionFailed as error:
         result = error.best
