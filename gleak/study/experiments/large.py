@@ -48,7 +48,8 @@ def searched_within(
 ) -> dict[str, float]:
     """Mean scores and baselines of one search of so many seconds, or of `most` iterations.
 
-    settings: of the attack; client: as for `client_of`; pictures: the file that keeps originals and restorations as bytes.
+    settings: of the attack; client: as for `client_of`; pictures: the file that keeps originals and
+    restorations as bytes.
     """
     batch, update = client_of(seed=seed, **client)
     torch.backends.cudnn.allow_tf32 = batch.images.shape[-1] > SMALL
