@@ -22,7 +22,6 @@ from gleak.inversion.attack import Options
 from gleak.inversion.closed import peel
 from gleak.inversion.linear import linear_guess
 from gleak.inversion.own import of_many
-from gleak.inversion.presets import GLEAK_MANY
 from gleak.inversion.priors import consensus
 from gleak.inversion.search import Record
 from gleak.labels.features import image_features
