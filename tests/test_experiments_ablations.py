@@ -10,6 +10,7 @@ from torch import nn
 import gleak
 from gleak.inversion import DISTANCES, simulate
 from gleak.study import chapters
+from gleak.study import recorded as study_recorded
 from gleak.study.displays.training_stage import image_numbers, label_numbers
 from gleak.study.experiments import same_label, training_stage, wrong_label
 from gleak.study.experiments.ablation import family, few, untrained
@@ -18,6 +19,7 @@ from gleak.study.runner import run_grid
 
 SAMPLES = "cifar10-samples"
 WIDTH = 4
+RECORDED_SEEDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,6 @@ def test_networks_are_those_that_their_names_say(four):
     relu = untrained("lenet-relu", four, seed=0, width=8)
     assert any(isinstance(module, nn.ReLU) for module in relu.modules())
     assert not any(isinstance(module, nn.Sigmoid) for module in relu.modules())
-
-
-def test_few_is_one_less_and_never_none():
-    assert [len(few(seeds)) for seeds in (1, 2, 3)] == [1, 1, 2]
 
 
 # -- wrong labels ---------------------------------------------------------------------------------
@@ -184,24 +182,20 @@ def test_one_wrong_label_over_recorded_rows():
 
 @pytest.fixture(scope="module")
 def recorded():
-    file = chapters.root() / "book" / "results" / "07_wrong_label.csv"
-    return file.read_text().splitlines()[0], pd.read_csv(file, comment="#")
+    return study_recorded.read(chapters.root() / "book" / "results" / "07_wrong_label.csv")
 
 
 def test_the_recorded_table_has_the_runs_that_the_code_lists(recorded):
-    head, table = recorded
     by = ["network", "attack", "images", "wrong", "seed"]
     sizes = {"distinct": 4, "larger": 8}
-    settings = wrong_label.recorded_settings(3)
+    settings = wrong_label.recorded_settings(RECORDED_SEEDS)
     assert all_different(settings)
     listed = {tuple(({**s, "images": sizes[s["kind"]]})[name] for name in by) for s in settings}
-    steps = table.attack == "local steps"
-    assert set(table[~steps][by].itertuples(index=False, name=None)) == listed
-    listed = {tuple(s.values()) for s in wrong_label.step_settings([4, 8], 3)}
-    in_steps = table[steps][["images", "lr", "wrong", "seed"]]
+    steps = recorded.attack == "local steps"
+    assert set(recorded[~steps][by].itertuples(index=False, name=None)) == listed
+    listed = {tuple(s.values()) for s in wrong_label.step_settings([4, 8], RECORDED_SEEDS)}
+    in_steps = recorded[steps][["images", "lr", "wrong", "seed"]]
     assert set(in_steps.itertuples(index=False, name=None)) == listed
-    told = wrong_label.recorded_head(SAMPLES, 3, 60, 300)
-    assert told.partition("; torch")[0] == head.partition("; torch")[0]
 
 
 def test_rows_are_recorded_with_the_columns_of_the_table(recorded):
@@ -209,10 +203,18 @@ def test_rows_are_recorded_with_the_columns_of_the_table(recorded):
     in_steps = pd.DataFrame([{"images": 2, "lr": 0.1, "wrong": "right", "seed": 0, "psnr": 1.0}])
     in_steps = in_steps.assign(image=0, touched=False, flat=2.0)
     table = wrong_label.recorded_table(rows, in_steps, "convnet", 4, 8)
-    assert list(table.columns) == list(recorded[1].columns)
+    assert list(table.columns) == list(recorded.columns)
     assert table.images.tolist() == [4, 2]
     assert table.psnr.tolist() == [20.12, 1.0]
     assert table.attack.tolist() == ["cosine", "local steps"]
+
+
+def test_more_wrong_labels_have_the_right_ones_to_compare_with():
+    settings = pd.DataFrame(wrong_label.more_settings("convnet", 2))
+    told = settings[settings.attack != "joint labels"]
+    right = told[told.wrong == "right"].groupby(["kind", "network", "attack"]).seed.nunique()
+    assert (right == 2).all()
+    assert right.index.equals(told.groupby(["kind", "network", "attack"]).size().index)
 
 
 def test_the_pull_vanishes_at_the_clients_images_with_right_labels_alone(four, update):
@@ -342,9 +344,10 @@ def test_how_much_is_fused(case):
 
 
 def test_cases_of_equal_labels_are_listed_once_and_batch_norm_on_the_convnet_alone():
-    settings = same_label.settings("convnet", 3)
+    assert all_different(same_label.settings("convnet", 3))
+    settings = same_label.remedy_settings("convnet", 3, 2)
     assert all_different(settings)
-    others = same_label.settings("lenet", 3)
+    others = same_label.remedy_settings("lenet", 3, 2)
     left_out = {s["case"] for s in settings} - {s["case"] for s in others}
     assert left_out == {"batch norm, train", "batch norm, eval"}
 
