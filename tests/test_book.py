@@ -56,14 +56,15 @@ def test_every_link_inside_the_book_arrives(pages):
 
 def test_pictures_are_there_and_have_words(pages):
     for chapter in chapters.chapters():
-        assert named(pages, f"{chapter}.html").select("article figure img")
+        assert named(pages, f"{chapter}.html").select("article figure :is(img, svg[role=img])")
     for file, page in pages.items():
         if file.stem == "py-modindex":  # Sphinx's own, its pictures are + and -
             continue
-        for image in page.select("article img"):
-            assert image["alt"].endswith("."), (file, image["alt"])
-            assert len(image["alt"].split()) > 5, (file, image["alt"])
-            assert image["alt"][0].isupper(), (file, image["alt"])
+        for image in page.select("article img, article svg[role=img]"):
+            words = image["alt"] if image.name == "img" else image["aria-label"]
+            assert words.endswith("."), (file, words)
+            assert len(words.split()) > 5, (file, words)
+            assert words[0].isupper(), (file, words)
 
 
 def test_the_reference_is_complete(pages):
@@ -87,7 +88,9 @@ def test_citation_page_has_the_version(pages):
 def test_front_page_shows_what_was_recorded(pages):
     page = named(pages, "book/index.html")
     assert len(page.select(".claim")) == 7
-    assert "has not been executed" not in page.get_text(), "run: gleak execute 01"
+    assert len(page.select(".chapter-figure figcaption a")) == 3
+    assert len(page.select(".matrix tbody tr")) == 7
+    assert "has not been executed" not in page.get_text(), "run: gleak execute"
     assert "No chapter has recorded" not in page.get_text(), "a claim has no verdict yet"
 
 

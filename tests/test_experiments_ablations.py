@@ -11,8 +11,10 @@ import gleak
 from gleak.inversion import DISTANCES, simulate
 from gleak.study import chapters
 from gleak.study import recorded as study_recorded
+from gleak.study.displays.training_stage import image_numbers, label_numbers
 from gleak.study.experiments import same_label, training_stage, wrong_label
-from gleak.study.experiments.ablation import family, untrained
+from gleak.study.experiments.ablation import family, few, untrained
+from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import run_grid
 
 SAMPLES = "cifar10-samples"
@@ -426,29 +428,41 @@ def test_shares_of_the_gradient_are_whole_together(pool, two_layers):
     assert training_stage.gradient_shares(two_layers, twice) == pytest.approx([0.5, 0.5])
 
 
-def test_a_stage_has_a_row_for_each_image_and_its_gain(monkeypatch, tmp_path):
-    monkeypatch.setenv("GLEAK_CACHE", str(tmp_path))
-    common = {"model": "convnet", "width": WIDTH, "size": 2, "seeds": 1}
-    common |= {"iterations": 2, "feature_iterations": 2}
-    settings = training_stage.settings(["digits"], [0])
-    assert [s["kind"] for s in settings] == ["all", "right", "wrong"]
-    frame = run_grid(training_stage.attacked, settings[:1], common=common)
-    assert len(frame) == 2
-    assert (frame.gain == frame.psnr - frame.flat).all()
-    assert (frame["gleak gain"] == frame.gleak - frame.flat).all()
-    assert frame.share.sum() == pytest.approx(1)
+def test_a_stage_has_a_row_for_each_image_and_attack():
+    common = {"model": "lenet", "width": WIDTH, "size": 2, "iterations": 2, "own_iterations": 2}
+    settings = training_stage.settings(["digits"], 2, [0])
+    assert [s["kind"] for s in settings] == ["all"] * 2 + ["right", "right", "wrong", "wrong"]
+    frame = run_grid(training_stage.attacked, settings[:2], common=common)
+    assert len(frame) == 2 * 2 * 2  # networks, attacks, images
+    assert set(frame.attack) == {"general", "gleak"}
+    assert (frame.gain == frame.psnr - frame.mean_colour).all()
+    assert frame.groupby(["training", "attack"]).share.sum().tolist() == pytest.approx([1] * 4)
     table = training_stage.stage_means(frame)
-    assert table.gain["digits", 0] == pytest.approx(frame.gain.mean())
-    late = training_stage.gain_by_kind(training_stage.late_means(frame, 0))
-    assert late.loc["digits"].isna().tolist() == [False, True, True]
+    own = frame[frame.attack == "gleak"]
+    assert table.gleak[0] == pytest.approx(own.psnr.mean())
+    assert table.thumb8[0] == pytest.approx(own.thumb8.mean())
+    told = image_numbers(frame)
+    assert told["networks"] == 2
+    assert told["gleak_first"] == told["gleak_last"] == pytest.approx(own.psnr.mean())
+
+
+def test_networks_of_a_cell_have_weights_and_batches_of_their_own():
+    first, second = (trained_network("lenet", "digits", 1, training) for training in (0, 1))
+    assert trained_network("lenet", "digits", 1, 0) is first
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+    assert len({batch_seed(training, number) for training in range(9) for number in range(9)}) == 81
+
+
+def test_features_are_what_enters_the_last_layer(two_layers, batch):
+    found = training_stage.features(two_layers, batch.images)
+    assert torch.allclose(two_layers[3](found), two_layers(batch.images))
 
 
 def test_labels_at_a_stage():
-    common = {"model": "convnet", "width": WIDTH, "size": 8, "seeds": 2, "inputs": 20}
-    labels = pd.DataFrame(training_stage.labelled("digits", 0, **common))
-    assert labels.seed.tolist() == [0, 1]
-    assert (labels.zlg > labels.even).all()
-    labels = labels.assign(pool="digits", step=0)
-    assert training_stage.named(labels).zlg[0] == labels.zlg.mean()
-    means = training_stage.label_means(labels).loc["digits", 0]
-    assert means["zlg ±"] == pytest.approx(labels.zlg.std())
+    common = {"model": "lenet", "width": WIDTH, "size": 8, "inputs": 20}
+    labels = pd.DataFrame(training_stage.labelled("digits", 0, 0, **common))
+    assert set(labels.sent) == {"gradient", "weights"}
+    shares = labels[labels.sent == "gradient"].set_index("method").instance
+    assert shares["gleak"] > shares["even"] == labels.even.iloc[0]
+    told = label_numbers(labels.assign(step=0))
+    assert told["gleak_labels_first"] == told["gleak_labels_last"] == shares["gleak"]
