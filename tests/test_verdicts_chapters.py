@@ -289,6 +289,21 @@ def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypa
     assert (found[0][1]["paper"].grade, found[0][1]["any"].grade) == (HOLDS, FAILS)
 
 
+def test_an_attack_that_brings_nothing_back_does_not_stand_for_any():
+    keys = {"kind": "distinct", "network": "convnet", "images": 2}
+    after = {"L2": (19.0, 16.0), "gleak": (25.0, 12.0)}
+    runs = pd.DataFrame(
+        [
+            {**keys, "attack": attack, "seed": seed, "right": right, "wrong": wrong}
+            for attack, (right, wrong) in after.items()
+            for seed in SEEDS
+        ]
+    ).assign(thumbnail=20.0)
+    found = wrong_label.spoilt_columns(runs.set_index([*keys, "attack", "seed"]))
+    assert (found["any"].method, found["any"].grade) == ("gleak", HOLDS)
+    assert (found["paper"].method, found["paper"].grade) == ("L2", OPEN)
+
+
 def test_thumbnails_are_those_of_the_batch():
     found = wrong_label.thumbnails("cifar10-samples", 4)
     assert list(found.index) == [0, 1, 2, 3]
