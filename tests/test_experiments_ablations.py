@@ -13,7 +13,7 @@ from gleak.study import chapters
 from gleak.study import recorded as study_recorded
 from gleak.study.displays.training_stage import image_numbers, label_numbers
 from gleak.study.experiments import same_label, training_stage, wrong_label
-from gleak.study.experiments.ablation import family, few, untrained
+from gleak.study.experiments.ablation import family, untrained
 from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import run_grid
 

@@ -83,7 +83,7 @@ def attacked(
     about = {"gradient": norm(update), "closed form": has_closed_form(update, batch)}
     about["accuracy"] = accuracy(network, clients) if kind == "all" else math.nan
     sure, shares = certainty(network, batch), gradient_shares(network, batch)
-    budgets = {"general": iterations, "gleak": own_iterations}
+    effort = {"general": iterations, "gleak": own_iterations}
     for attack in ATTACKS if kind == "all" else ATTACKS[1:]:
         found = gleak.invert(
             update,
