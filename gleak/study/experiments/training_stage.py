@@ -89,7 +89,7 @@ def attacked(
             update,
             batch.label_counts,
             attack,
-            iterations=budgets[attack],
+            iterations=effort[attack],
             seed=training,
             progress=False,
         )
