@@ -17,7 +17,7 @@ from gleak.study.verdicts import stored_verdicts
 
 CHAPTERS = [name for name in chapters.chapters() if not chapters.reads_verdicts(name)]
 
-SIDES = {"04_images_fedsgd": 16}  # pixels; peeling its ResNet-18 takes most of the time
+SIDES = {"04b_deep": 16}  # pixels; peeling its ResNet-18 takes most of the time
 
 
 @pytest.fixture(scope="session")

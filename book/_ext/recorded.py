@@ -23,6 +23,7 @@ from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+from gleak.study.book import in_page
 from gleak.study.criterion import BADGES
 from gleak.study.words import readable
 
@@ -132,6 +133,9 @@ class ChapterFigure(SphinxDirective):
         figure = nodes.figure(classes=["chapter-figure"])
         if "text/html" in data["data"]:
             figure += nodes.raw("", "".join(data["data"]["text/html"]), format="html")
+        elif "image/svg+xml" in data["data"]:
+            drawn = in_page("".join(data["data"]["image/svg+xml"]))
+            figure += nodes.raw("", drawn, format="html")
         else:
             file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 
 import myst_nb
 import pandas as pd
+from docutils import nodes
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
@@ -191,9 +192,10 @@ def verdicts() -> pd.DataFrame:
 
 
 class AltText:
-    """Gives a picture the alt text that `figures.show` stored with it (a MyST-NB mime plugin).
+    """Shows what `figures.show` stored, with its alt text (a MyST-NB mime plugin).
 
-    It also passes over the records of verdicts.
+    A drawn figure goes into the page itself, whose colours it takes. Records of verdicts are passed
+    over.
     """
 
     mime_priority_overrides = ()
@@ -203,8 +205,17 @@ class AltText:
         if data.mime_type == MIME:
             return []  # a record is not for readers; the box beside it is
         alt = data.output_metadata.get("image/png", {}).get("alt")
-        if data.mime_type != "image/png" or alt is None or inline:
+        if alt is None or inline:
             return None  # left to MyST-NB
+        if data.mime_type == "image/svg+xml":
+            return [nodes.raw("", in_page(data.string), format="html")]
+        if data.mime_type != "image/png":
+            return None
         (image,) = renderer.render_image(data)
         image["alt"] = alt
         return [image]
+
+
+def in_page(drawn: str) -> str:
+    """A drawn figure as a part of a page; see the book's style sheet."""
+    return f'<div class="gleak-figure">{drawn}</div>'
