@@ -14,12 +14,13 @@ def notebook(grade, claim):
     found = {"grade": grade, "numbers": "1 dB", "reason": "so"}
     record = {"claims": [1], "rows": [{"setting": where, "paper": found, "any": found}]}
     shown = new_output("display_data", data={MIME: record, "text/plain": "a box"})
-    printed = new_output("stream", text=f"it leaks: {claim}\n")
+    badges = new_output("display_data", data={"text/plain": f"it leaks: {claim}"})
+    printed = new_output("stream", text="it was slow: True\n")
     checked = {"tags": ["nbval-check-output"]}
     return new_notebook(
         cells=[
             new_code_cell("verdict()", outputs=[shown]),
-            new_code_cell("print()", outputs=[printed], metadata=checked),
+            new_code_cell("claims()", outputs=[badges, printed], metadata=checked),
         ]
     )
 

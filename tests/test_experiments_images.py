@@ -12,6 +12,7 @@ import torch
 
 import gleak
 from gleak.inversion import peel
+from gleak.metrics import psnr
 from gleak.study import chapters, recorded
 from gleak.study.displays import (
     imagenet as imagenet_display,
@@ -135,14 +136,14 @@ def test_a_client_trains_as_by_the_function_itself(batch):
 
 
 def test_settings_of_all_ways():
-    settings = images_fedavg.settings([[1, 0, 0.1], [2, 0, 0.1]], seeds=2, matching=3, own=5)
+    settings = images_fedavg.settings([[1, 0, 0.1], [2, 0, 0.1]], matching=3, own=5)
     frame = fedavg_display.runs(settings)
-    assert frame["E, B, lr"].value_counts().to_dict() == {"1, all, 0.1": 4, "2, all, 0.1": 7}
+    assert frame["E, B, lr"].value_counts().to_dict() == {"1, all, 0.1": 3, "2, all, 0.1": 3}
     assert set(frame.iterations[frame.attack == "gleak"]) == {5}
-    assert list(frame.update_model[-3:]) == ["middle", "sme", "nl-sme"]
     pictures = fedavg_display.pictures(frame, range(len(frame)))
-    assert list(pictures) == ["equivalent", "drift undone", "middle", "sme", "nl-sme"]
-    assert list(pictures.values()) == [4, 6, 8, 9, 10]
+    names = ["the paper's procedure", "matching in the middle", "the study's procedure"]
+    assert list(pictures) == names
+    assert list(pictures.values()) == [3, 4, 5]
 
 
 @pytest.mark.parametrize("update_model", ["equivalent", "middle", "sme"])
@@ -221,17 +222,16 @@ def test_a_scanned_rate_is_the_one_that_leads_to_the_weights(batch, monkeypatch)
 
 
 def test_changes_that_a_network_allows():
-    quick = ingredients.settings("general", "convnet", seeds=2, thorough=False)
-    assert [run["change"] for run in quick[::2]] == ingredients.QUICK
-    every = {run["change"] for run in ingredients.settings("general", "convnet", seeds=1)}
-    assert every == set(ingredients.CHANGES["general"])
+    runs = ingredients.settings("general", "convnet", seeds=2)
+    assert {run["change"] for run in runs} == set(ingredients.CHANGES["general"])
+    assert [run["seed"] for run in runs] == sorted(run["seed"] for run in runs)
     lenet = {run["change"] for run in ingredients.settings("gleak", "lenet", seeds=1)}
-    assert lenet == set(ingredients.CHANGES["gleak"]) - {"8 channels", "32 channels"}
+    assert lenet == set(ingredients.CHANGES["gleak"]) - {"32 channels"}
 
 
 def test_the_network_is_built_as_asked(batch):
     plain = ingredients.network(batch, 1)
-    assert [p.shape[0] for p in plain.parameters() if p.ndim == 4] == [16, 16, 32, 32, 64, 64]
+    assert [p.shape[0] for p in plain.parameters() if p.ndim == 4] == [64, 128, 256]
     other = ingredients.network(batch, 1, width=8, depth=3, activation="tanh", norm="train")
     kinds = [type(layer).__name__ for layer in other[1]]
     block = ["Conv2d", "BatchNorm2d", "Tanh"]
@@ -241,27 +241,48 @@ def test_the_network_is_built_as_asked(batch):
     assert torch.equal(same, plain(batch.images))
 
 
-@pytest.mark.parametrize("change", ["base", "2 restarts, half as long", "update in bfloat16"])
-def test_one_change_is_run(change):
-    client = {"dataset": "cifar10-samples", "model": "convnet", "size": 1, "seed": 0}
-    row = ingredients.attacked("general", change, iterations=2, **client)
+@pytest.mark.parametrize(
+    ("attack", "change"),
+    [
+        ("general", "base"),
+        ("general", "2 restarts, half as long"),
+        ("general", "update in bfloat16"),
+        ("general", "twice as long"),
+        ("gleak", "no closed form at all"),
+    ],
+)
+def test_one_change_is_run(attack, change):
+    client = {"dataset": "cifar10-samples", "model": "lenet", "size": 1, "seed": 0}
+    row = ingredients.attacked(attack, change, iterations=2, **client)
     assert set(row) == {"psnr", "mean_colour", "thumb8"}
     again = ingredients.attacked("general", "base", iterations=2, **client)
     assert (row == again) == (change == "base")
 
 
+def test_images_side_by_side_are_those_of_single_runs():
+    about = {"dataset": "cifar10-samples", "model": "lenet", "size": 1, "iterations": 2}
+    batch, results = ingredients.side_by_side({"plain": ("general", "base")}, 2, **about)
+    found, scores = results["plain"]
+    assert batch.images.shape == found.images.shape == (2, 3, 32, 32)
+    for seed in range(2):
+        alone = ingredients.attacked("general", "base", seed=seed, **about)
+        assert scores["psnr"][seed] == pytest.approx(alone["psnr"])
+        assert psnr(found.images[seed], batch.images[seed]).item() == pytest.approx(alone["psnr"])
+
+
 def test_worth_by_hand():
     runs = pd.DataFrame(
         {
-            "change": ["base", "base", "8 channels", "8 channels", "tanh", "tanh"],
+            "change": ["base", "base", "32 channels", "32 channels", "cosine", "cosine"],
             "seed": [0, 1, 0, 1, 0, 1],
-            "psnr": [10.0, 12.0, 13.0, 12.0, 9.0, 10.0],
+            "psnr": [10.0, 12.0, 13.0, 12.0, 9.0, 11.0],
         }
     )
-    assert ingredients.base(runs) == 11
-    worth = ingredients.worth(ingredients.compared(runs, "general"))
-    assert worth.loc["network", "8 channels"].tolist() == [1.5, 0, 3]
-    assert worth.loc["network", "tanh"].tolist() == [-1.5, -2, -1]
+    compared = ingredients.compared(runs, "general")
+    assert compared["difference"].tolist() == [0, 0, 3, 0, -1, -1]
+    worth = ingredients.worth(compared)
+    assert worth.loc["client", "32 channels"].tolist() == [1.5, 0, 3, 2]
+    assert worth.loc["distance", "cosine"].tolist() == [-1, -1, -1, 2]
 
 
 # What is shown.
@@ -294,8 +315,8 @@ def test_recorded_runs_from_gradients():
     assert table.PSNR["convnet-4", "gleak"] == pytest.approx(one.psnr.mean())
     assert table.seeds["convnet-4", "gleak"] == len(one)
     assert all(fedsgd_display.repeated_claims(table).values())
-    lines = fedsgd_display.best_attacks(table).splitlines()
-    assert len(lines) == stored.case.nunique()
+    assert len(fedsgd_display.best_attacks(table)) == stored.case.nunique()
+    assert all(fedsgd_display.recorded_claims(stored).values())
     numbers = fedsgd_display.contest_numbers(stored)
     assert numbers["gap_low"] == fedsgd_display.gaps(fedsgd_display.contest(stored)).min()
     assert numbers["lead_low"] <= numbers["lead_high"]
@@ -320,7 +341,7 @@ def test_tabled_takes_the_seeds_that_all_attacks_ran_with():
         }
     )
     table = fedavg_display.tabled(rows, ["lr"], ["a", "b"])
-    assert table.loc[0.1].to_dict() == {"flat": 5, "thumbnail": 7, "seeds": 1, "a": 10, "b": 12}
+    assert table.loc[0.1].to_dict() == {"flat": 5, "thumb8": 7, "seeds": 1, "a": 10, "b": 12}
 
 
 def test_recorded_runs_from_weights():
@@ -329,26 +350,66 @@ def test_recorded_runs_from_weights():
     assert all(fedavg_display.recorded_claims(stored).values())
 
 
-def test_cases_stand_below_the_one_that_is_known():
-    rows = [("wrong", "inverting-gradients", 0), ("given", "gleak", 40)]
-    frame = pd.DataFrame(rows, columns=["labels", "attack", "steps"]).assign(psnr=9.0, thumb8=18.0)
-    cases = fedavg_display.other_cases(frame, given=20.0, steps=40)
-    assert cases.PSNR.tolist() == [20, 20, 9, 9]
-    assert cases.labels.tolist() == ["true", "restored", "one wrong", "true"]
-    assert cases.network.tolist() == ["untrained"] * 3 + ["40 steps"]
-    ran = pd.concat([frame.head(1).assign(labels="restored", psnr=15.0), frame])
-    assert fedavg_display.other_cases(ran, given=20.0, steps=40).PSNR.tolist() == [20, 15, 9, 9]
+def test_the_page_is_compared_with_the_recorded_runs_of_its_way():
+    stored = fedavg_display.whole_batches(recorded.read(RESULTS / "06_images_fedavg.csv"))
+    kept = fedavg_display.base(stored, "K == 4 and E == 5 and B == 4 and lr == 0.001 and seed == 1")
+    psnr = kept[kept.attack == "middle"].psnr.item()
+    run = {"way": [5, 0, 0.001], "attack": "inverting-gradients", "update_model": "middle"}
+    for apart, same in ((0.1, True), (0.9, False)):
+        table = fedavg_display.runs([{**run, "seed": 1, "psnr": psnr + apart}])
+        assert list(fedavg_display.same_as_recorded(table, stored).values()) == [same]
+
+
+def test_other_cases_in_words():
+    rows = [("given", "inverting-gradients", 0), ("wrong", "inverting-gradients", 0)]
+    frame = pd.DataFrame([*rows, ("given", "gleak", 40)], columns=["labels", "attack", "steps"])
+    frame = frame.assign(psnr=[17.0, 9.0, 20.0], thumb8=18.0)
+    cases = fedavg_display.other_cases(frame, steps=40)
+    assert cases.index[1] == ("untrained", "one wrong", "the paper's procedure")
+    assert cases.index[2][0] == "trained for 40 steps"
+    assert all(fedavg_display.other_claims(frame, right=True, reference=True).values())
+    assert not all(fedavg_display.other_claims(frame, right=False, reference=True).values())
+
+
+def test_settings_in_words_and_their_distance_to_the_thumbnails():
+    rows = [
+        {"case": case, "attack": attack, "seed": seed, "psnr": 20.0 + seed, "thumb8": 19.0}
+        for case in ("crops-32", "convnet-8", "gradinversion-8", "lenet-1", "convnet-4-repeated")
+        for attack in ("gleak", "general", "dlg")
+        for seed in (1, 2, 3)
+    ]
+    table = fedsgd_display.small_table(pd.DataFrame(rows))
+    assert list(table.index) == [
+        "convnet, 4 images, labels repeat",
+        "convnet, 8 images",
+        "convnet, 32 crops",
+        "LeNet with sigmoids, 1 image",
+    ]
+    assert set(table["the paper's attack (dB)"]) == {22.0}
+    assert set(table["the paper's attack above the thumbnail"]) == {"+3.0 (+2.0 to +4.0)"}
+    one = fedsgd_display.small_table(pd.DataFrame(rows[:1]))
+    assert one["the study's attack above the thumbnail"].tolist() == ["+2.0"]
+    assert one["the paper's attack above the thumbnail"].tolist() == [""]
+
+
+def test_a_ranking_below_the_thumbnails_is_counted_as_one():
+    rows = [
+        {"case": case, "attack": attack, "seed": 1, "psnr": psnr, "thumb8": 19.0}
+        for case, general, rival in (("a", 25, 20), ("b", 15, 14), ("c", 14, 15))
+        for attack, psnr in (("general", general), ("gradinversion", rival))
+    ]
+    found = fedsgd_display.rankings(pd.DataFrame(rows))
+    assert found == {"ranked": 3, "ranked_below": 2, "ranked_ahead": 1}
 
 
 def test_recorded_ingredients():
     stored = recorded.read(RESULTS / "10_ingredients.csv")
-    claims = ingredients_display.recorded_claims(stored)
-    assert claims.pop("the worst change to the attack itself") in stored.change.unique()
-    assert all(claims.values())
-    general = stored[stored.attack == "general"]
-    beside = ingredients_display.beside_recorded(stored, general, general.head(0)).data
-    assert beside["general", "this page"].equals(beside["general", "recorded"])
-    assert beside["gleak", "this page"].isna().all()
+    assert all(ingredients_display.claims(stored).values())
+    table = ingredients_display.summary(stored)
+    assert list(table.index.unique(0)) == ["the paper's attack", "the study's attack", "no leak"]
+    assert {"general_no_clip", "gleak_no_places_of_maxima"} <= set(
+        ingredients_display.numbers(stored)
+    )
 
 
 # The commands that record.
@@ -357,8 +418,22 @@ def test_recorded_ingredients():
 @pytest.mark.parametrize(
     ("command", "table", "rows"),
     [
-        ("images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2", "04", 2),
-        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06", 4),
+        (
+            "images.py --cases lenet-1 --attacks idlg general --seeds 1 --iterations 2",
+            "04_images_fedsgd",
+            2,
+        ),
+        ("fedavg.py --sweeps wrong --seeds 1 --matching 1 --own 1", "06_images_fedavg", 4),
+        (
+            "gpu.py --device cpu --cases cifar10-8 --attacks general --workers 1 --iterations 2",
+            "gpu",
+            1,
+        ),
+        (
+            "ingredients.py --attacks general --seeds 1 --iterations 2 --model lenet",
+            "10_ingredients",
+            18,
+        ),
     ],
 )
 def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, table, rows):
@@ -371,8 +446,7 @@ def test_recorded_tables_are_made_and_resumed(tmp_path, monkeypatch, command, ta
     threads = torch.get_num_threads()
     main()
     made = recorded.read(file)
-    (known,) = RESULTS.glob(f"{table}_images_*.csv")
-    assert list(made) == list(recorded.read(known))
+    assert list(made) == list(recorded.read(RESULTS / f"{table}.csv"))
     assert len(made) == rows
     first, stored = file.read_text(), sorted((tmp_path / "cache" / "grid").iterdir())
     assert len(stored) == rows

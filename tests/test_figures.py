@@ -68,6 +68,10 @@ def test_dots_show_means_and_ranges():
     assert [line.get_ydata().tolist() for line in points] == [[0], [1]]
     assert axis.collections[0].get_segments()[0][:, 0].tolist() == [1.0, 3.0]
     assert alt == "Dots with ranges for a, b, by one, two: gain. b is ahead."
+    figure, _ = figures.dots(
+        frame, "", row="name", value="gain", series="kind", ends=lambda repeats: (0, len(repeats))
+    )
+    assert figure.axes[0].collections[0].get_segments()[0][:, 0].tolist() == [0, 2]
 
 
 def test_heatmaps_show_every_number_in_its_place():

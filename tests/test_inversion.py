@@ -18,6 +18,10 @@ from gleak.inversion import (
     simulate,
     total_variation,
 )
+from gleak.inversion.attack import Options
+from gleak.inversion.closed import peel
+from gleak.inversion.linear import linear_guess
+from gleak.inversion.own import of_many
 from gleak.inversion.priors import consensus
 from gleak.inversion.search import Record
 from gleak.labels.features import image_features
@@ -480,3 +484,28 @@ def test_snapshots_are_the_images_of_their_iterations(batch):
     )  # five stages of two iterations
     assert staged.attack.then
     assert list(staged.snapshots) == [3]
+
+
+def test_many_activations_lead_to_the_image_from_a_linear_guess(batch):
+    """Least squares on random images tells the image at large, a search from there all of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(3, 24, 3, 1, 1), nn.Conv2d(24, 24, 3, 1, 1), nn.Conv2d(24, 64, 3, 2, 1)]
+    layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 64, 10))
+    images = torch.nn.functional.avg_pool2d(batch.images, 2)
+    update = gleak.fedsgd(model, gleak.Batch(images, batch.labels, batch.class_names))
+    peeled = peel(update, batch.label_counts)
+    assert not peeled.is_image and peeled.rough
+    truth = images[batch.labels.argsort(stable=True)]
+    given = dataclasses.replace(peeled, activations=peeled.trunk(truth).detach())
+    guess = linear_guess(given, (3, 16, 16))
+    assert (guess - truth).square().mean() < 0.3 * truth.var()
+    labels = batch.labels.sort().values
+    found = of_many({}, update, labels, Options(), given)
+    assert (found.images - truth).square().mean() < 1e-8
+    assert found.way.startswith("from a linear guess")
+    few = dataclasses.replace(given, activations=torch.zeros_like(given.activations))
+    assert of_many({}, update, labels, Options(), few) is None

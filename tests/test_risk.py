@@ -9,6 +9,8 @@ from gleak import answers, defences, risk
 from gleak.answers import Answer, Share, Verdict
 from gleak.defended import DEFENCES, SIGNS, headless, kept, noise, private
 from gleak.inversion.distances import cosine, sign_cosine
+from gleak.pools import load_pool
+from gleak.training import accuracy, trained_model
 
 LEAKS, NOT_FOUND, CANNOT = Verdict.LEAKS, Verdict.NOT_FOUND, Verdict.CANNOT
 QUICK = {"the signs": SIGNS}
@@ -61,6 +63,23 @@ def test_an_update_is_assessed_by_itself(update, batch):
     plain = risk.rows_of(found)
     assert len(plain) == 2
     assert {row["right gleak"] for row in plain} == {2}
+
+
+def test_a_trained_network_gives_the_report_what_it_gives_the_chapters_attacks():
+    clients = load_pool("mnist-5k", "client")
+    model = trained_model("lenet", "mnist-5k", steps=300, seed=1, activation="relu")
+    assert accuracy(model, clients) > 0.9  # on images that it never saw
+    batch = gleak.draw_batch(clients, 4, seed=5)
+    update = gleak.fedsgd(model, batch, training=False)
+    found = risk.assess(update, batch, iterations=20, seed=1)
+    right = max(scores["instance"] for scores in found.labels.values())
+    for rule in ("gleak", "zlg-bias"):
+        restored = gleak.restore_labels(update, rule)
+        assert right >= gleak.score_labels(restored, batch.label_counts)["instance"] > 0.5
+    alone = gleak.invert(update, batch.label_counts, "gleak", iterations=20, seed=1, progress=False)
+    alone = gleak.score(alone.images, batch.images)
+    assert (found.scores["psnr"].to_numpy() >= alone["psnr"].to_numpy() - 1e-6).all()
+    assert all(here >= there for here, there in zip(found.grades, risk.grade(alone), strict=True))
 
 
 def test_a_client_that_tells_no_lr_is_not_called_safe(batch):

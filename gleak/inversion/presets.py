@@ -128,6 +128,19 @@ GLEAK_DIGITS = coarse_to_fine(
     0.5,
     1,
 )
+# Where activations are many times the pixels, nothing is open: from a start that is right in the
+# large, see `linear`, they lead to the images to as many digits as they have themselves. The weight
+# keeps L-BFGS off its absolute tolerances, which losses of 1e-7 would meet.
+GLEAK_MANY = GradientMatching(
+    reference="this study",
+    match=0,
+    features=1e6,
+    optimizer="lbfgs",
+    lr=1,
+    schedule="constant",
+    box=False,
+    iterations=150,
+)
 # Where nothing can be peeled, all is left to gradient matching, coarse images first.
 GLEAK_GRADIENT = coarse_to_fine(
     GradientMatching(

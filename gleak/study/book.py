@@ -6,10 +6,12 @@ from dataclasses import asdict, fields
 
 import myst_nb
 import pandas as pd
+from docutils import nodes
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
 from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.tables import rendered
 from gleak.study.verdicts import (
     COLUMNS,
     KEYS,
@@ -44,9 +46,39 @@ def glue_all(values: Mapping[str, object]) -> None:
 
 
 def claims(found: Mapping[str, object]) -> None:
-    """Print claims, a line each, and whether they hold: what the tests of the book look for."""
+    """Show claims and whether they hold as badges; other values as they are.
+
+    The plain text has a line for each, `claim: True`: what the tests of the book look for.
+    """
+    lines, badges = [], []
     for claim, holds in found.items():
-        print(f"{claim}: {holds}")
+        holds = holds.item() if hasattr(holds, "item") else holds
+        lines.append(f"{claim}: {holds}")
+        if isinstance(holds, bool):
+            kind, said = ("holds", "holds") if holds else ("fails", "does not hold")
+            text = f'<span aria-hidden="true">{"✓" if holds else "✗"}</span> {html.escape(claim)}'
+            text += f'<span class="gleak-unseen">: {said}</span>'
+        else:
+            kind, text = "told", html.escape(lines[-1])
+        badges.append(f'<li class="{kind}">{text}</li>')
+    if lines:
+        page = f'<ul class="gleak-claims" aria-label="Checked here">{"".join(badges)}</ul>'
+        display({"text/html": page, "text/plain": "\n".join(lines)}, raw=True)
+
+
+def table(
+    frame: pd.DataFrame,
+    *,
+    best: Mapping[str, str] | None = None,
+    best_of_row: str | None = None,
+    digits: int | Mapping[str, int] = 1,
+    kind: str | None = None,
+) -> None:
+    """Show a small table in readers' words; see `tables.rendered` for the parameters."""
+    page, plain = rendered(
+        frame, best=best or {}, best_of_row=best_of_row, digits=digits, kind=kind
+    )
+    display({"text/html": page, "text/plain": plain}, raw=True)
 
 
 def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
@@ -160,9 +192,10 @@ def verdicts() -> pd.DataFrame:
 
 
 class AltText:
-    """Gives a picture the alt text that `figures.show` stored with it (a MyST-NB mime plugin).
+    """Shows what `figures.show` stored, with its alt text (a MyST-NB mime plugin).
 
-    It also passes over the records of verdicts.
+    A drawn figure goes into the page itself, whose colours it takes. Records of verdicts are passed
+    over.
     """
 
     mime_priority_overrides = ()
@@ -172,8 +205,17 @@ class AltText:
         if data.mime_type == MIME:
             return []  # a record is not for readers; the box beside it is
         alt = data.output_metadata.get("image/png", {}).get("alt")
-        if data.mime_type != "image/png" or alt is None or inline:
+        if alt is None or inline:
             return None  # left to MyST-NB
+        if data.mime_type == "image/svg+xml":
+            return [nodes.raw("", in_page(data.string), format="html")]
+        if data.mime_type != "image/png":
+            return None
         (image,) = renderer.render_image(data)
         image["alt"] = alt
         return [image]
+
+
+def in_page(drawn: str) -> str:
+    """A drawn figure as a part of a page; see the book's style sheet."""
+    return f'<div class="gleak-figure">{drawn}</div>'

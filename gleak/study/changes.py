@@ -37,5 +37,11 @@ def statements(notebook: nbformat.NotebookNode) -> list[str]:
                     for row in flat(record)
                 ]
             if checked:
-                found += output.get("text", "").splitlines()
+                found += said(output).splitlines()
     return found
+
+
+def said(output: nbformat.NotebookNode) -> str:
+    """What an output says in plain text, printed or displayed."""
+    text: str = output.get("text") or output.get("data", {}).get("text/plain", "")
+    return text

@@ -4,13 +4,18 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
 from gleak import figures
+from gleak.data import Batch
 from gleak.inversion import Inversion
 from gleak.study import criterion
 from gleak.study.book import Row, verdict
 from gleak.study.verdicts import FEW, setting
+from gleak.study.words import name
+
+OURS = ["general", "gleak"]  # the paper's attack, the study's
+EXACT = "lenet-1"  # the case that is solved
+SHOWN = [*OURS, "inverting-gradients", "gradinversion"]  # in the figure
 
 Results = Mapping[str, tuple[Inversion, pd.DataFrame]]  # attack -> what it found, its scores
 
@@ -49,6 +54,12 @@ def twin_claims(row: Mapping[str, float]) -> dict[str, bool]:
     }
 
 
+def pictures(batch: Batch, results: Results) -> tuple[Figure, str]:
+    """The client's images and what each attack restored of them."""
+    named = {name(attack, "attack"): found for attack, found in results.items()}
+    return figures.comparison(batch, named)
+
+
 def attacks(results: Results, operations: Mapping[str, float]) -> pd.DataFrame:
     """What each attack reached, and its floating point operations."""
     columns = {
@@ -79,25 +90,23 @@ def attack_claims(table: pd.DataFrame) -> dict[str, bool]:
     """Whether `gleak` is ahead, and at what cost."""
     reached, work = table["PSNR"], table["10¹² operations"]
     return {
-        "gleak restores the batch at 23 dB or more": reached["gleak"] > 23,
-        "gleak is ahead by 2 dB or more": reached["gleak"] > reached.drop("gleak").max() + 2,
-        "gleak needs no more operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
+        "the study's attack restores the batch at 23 dB or more": reached["gleak"] > 23,
+        "it is ahead by 2 dB or more": reached["gleak"] > reached.drop("gleak").max() + 2,
+        "it needs no more operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
     }
 
 
-def behind_pooling(frame: pd.DataFrame) -> Styler:
+def behind_pooling(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `behind_pooling`, one for each image and its network."""
     words = {
         "index": "image",
         "seed": "network",
-        "plain": "activations behind the pooling",
-        "gleak": "and in front of it",
-        "thumb8": "8×8 thumbnail",
+        "plain": "activations behind the pooling (dB)",
+        "gleak": "and in front of it (dB)",
+        "thumb8": "8×8 thumbnail (dB)",
         "found": "places found",
     }
-    table = frame.assign(found=frame["found"].map({True: "yes", False: "no"}))
-    table = table.rename(columns=words).set_index(["image", "network"])[list(words.values())[2:]]
-    return table.style.format(precision=1).set_caption("PSNR (dB) of a single image")
+    return frame.rename(columns=words).set_index(["image", "network"])[list(words.values())[2:]]
 
 
 def behind_pooling_numbers(frame: pd.DataFrame) -> dict[str, float]:
@@ -122,10 +131,9 @@ def behind_pooling_claims(frame: pd.DataFrame) -> dict[str, bool]:
     }
 
 
-def derivative(frame: pd.DataFrame) -> Styler:
-    """The rows of `difference_error`, one for each model."""
-    table = frame.set_index("model").rename_axis(None)
-    return table.style.format("{:.1e}").set_caption("Relative error of the difference")
+def derivative(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `difference_error`, one for each model, in percent."""
+    return 100 * frame.set_index("model").add_suffix(": error (%)")
 
 
 def derivative_numbers(frame: pd.DataFrame, saved: float) -> dict[str, float]:
@@ -152,7 +160,7 @@ def smooth_claims(exact: float, counted: Mapping[str, int], reached: float) -> d
     return {
         "one image in closed form, 60 dB or more": exact > 60,
         "four images, fewer equations than unknowns": few,
-        "four images by gleak, 22 dB or more": reached > 22,
+        "four images by the study's attack, 22 dB or more": reached > 22,
     }
 
 
@@ -186,18 +194,151 @@ def crops_numbers(table: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def best_attacks(table: pd.DataFrame) -> str:
-    """A line for each case: the attack with the highest mean."""
-    cases = table.index.unique("case")
-    best = table["PSNR"].groupby("case").idxmax()
-    return "\n".join(f"{case:20} best: {best[case][1]}" for case in cases)
+def shown_cases(stored: pd.DataFrame) -> pd.DataFrame:
+    """The recorded runs with a setting in words, and how far each is from the thumbnails.
+
+    In the order of networks and numbers of images. Where two cases have the same words, the first,
+    with the longer searches, stands.
+    """
+    runs = cases(stored)
+    crops = runs["kind"].str.startswith("crops").map({True: " crops", False: " images"})
+    count = runs["images"].astype(str) + crops.mask(runs["images"] == 1, " image")
+    again = runs["kind"].str.endswith("repeated labels").map({True: ", labels repeat", False: ""})
+    runs = runs.assign(
+        setting=runs["network"] + ", " + count + again,
+        against=runs["psnr"] - runs["thumb8"],
+        order=runs["attack"].map({attack: place for place, attack in enumerate(SHOWN)}),
+        first=runs["network"].map({"convnet": 0}).fillna(1),
+    )
+    longest = runs.groupby("setting")["case"].transform("first")
+    runs = runs[runs["case"] == longest]
+    return runs.sort_values(["first", "network", "images", "setting", "order"], kind="stable")
+
+
+def interval_ends(values: pd.Series) -> tuple[float, float]:
+    """Both ends of the interval of a mean."""
+    found = criterion.interval(values)
+    return found.low, found.high
+
+
+def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
+    """Each attack against the thumbnails, setting by setting: dots with intervals.
+
+    Without what is restored from linear equations, which would leave the others no room.
+    """
+    runs = shown_cases(stored)
+    runs = runs[runs["attack"].isin(SHOWN) & (runs["case"] != EXACT)]
+    above = runs.pivot_table("against", "setting", "attack") > 0
+    parts = [f"{name(a, 'attack')} in {int(above[a].sum())}" for a in SHOWN if a in above]
+    axis = "PSNR against the 8×8 thumbnails (dB)"
+    return figures.dots(
+        runs.assign(attack=[name(a, "attack") for a in runs["attack"]]).rename(
+            columns={"against": axis}
+        ),
+        f"Above the thumbnails, of {len(above)} settings: {', '.join(parts)}.",
+        row="setting",
+        value=axis,
+        series="attack",
+        lines={axis: {"": 0}},
+        ends=interval_ends,
+    )
+
+
+def small_table(stored: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting: mean PSNR, and with its interval the distance to the thumbnails."""
+    rows = {}
+    for words, runs in shown_cases(stored).groupby("setting", sort=False):
+        mean = runs.groupby("attack")["psnr"].mean()
+        others = mean.drop(OURS, errors="ignore")
+        row: dict[str, object] = {
+            "the paper's attack (dB)": mean.get("general"),
+            "the study's attack (dB)": mean.get("gleak"),
+            "best of the others (dB)": others.max() if len(others) else None,
+            "thumb8": runs["thumb8"].mean(),
+        }
+        for attack in OURS:
+            found = runs.loc[runs["attack"] == attack, "against"]
+            said = against(found) if len(found) else ""
+            row[f"{name(attack, 'attack')} above the thumbnail"] = said
+        rows[words] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+
+
+def against(values: pd.Series) -> str:
+    """A mean with its interval over the networks, in dB; of a single one without."""
+    found = criterion.interval(values)
+    ends = f" ({found.low:+z.1f} to {found.high:+z.1f})" if found.n > 1 else ""
+    return f"{found.mean:+z.1f}{ends}"
+
+
+def recorded_numbers(stored: pd.DataFrame) -> dict[str, float]:
+    """What the prose of the chapter names of the recorded runs."""
+    mean = stored.groupby(["case", "attack"])["psnr"].mean()
+    thumb = stored.groupby("case")["thumb8"].mean()
+    runs = shown_cases(stored)
+    per = runs.groupby(["setting", "attack"])["seed"].nunique()
+    gap = runs.pivot_table("against", "setting", "attack")
+    return {
+        "networks_low": int(per.min()),
+        "networks_high": int(per.max()),
+        "residual": mean["resnet18-train-4", "gleak"],
+        "residual_general": mean["resnet18-train-4", "general"],
+        "residual_thumb8": thumb["resnet18-train-4"],
+        "one_lenet": mean["lenet-1", "gleak"],
+        "eight": mean["convnet-8", "gleak"],
+        "eight_general": mean["convnet-8", "general"],
+        "repeated": mean["convnet-4-repeated", "gleak"],
+        "repeated_general": mean["convnet-4-repeated", "general"],
+        "settings": len(gap),
+        "settings_general": int(gap["general"].gt(0).sum()),
+        "settings_gleak": int(gap["gleak"].gt(0).sum()),
+    }
+
+
+def recorded_claims(stored: pd.DataFrame) -> dict[str, bool]:
+    """What the chapter says of the recorded runs."""
+    told = recorded_numbers(stored)
+    return {
+        "ResNet-18 in train mode: the study's attack is 10 dB above the thumbnails": bool(
+            told["residual"] > told["residual_thumb8"] + 10
+        ),
+        "and the paper's attack below them": bool(
+            told["residual_general"] < told["residual_thumb8"]
+        ),
+        **repeated_claims(overview(stored)),
+    }
+
+
+def rankings(stored: pd.DataFrame) -> dict[str, object]:
+    """Of the settings with GradInversion: how many rank attacks that stay below the thumbnails."""
+    runs = stored[stored["case"].isin(stored["case"][stored["attack"] == "gradinversion"])]
+    pair = runs[runs["attack"].isin(["general", "gradinversion"])]
+    mean = pair.pivot_table("psnr", "case", "attack")
+    below = mean.max(axis=1) < pair.groupby("case")["thumb8"].mean()
+    ahead = mean["general"] > mean["gradinversion"]
+    return {
+        "ranked": len(mean),
+        "ranked_below": int(below.sum()),
+        "ranked_ahead": int((ahead & below).sum()),
+    }
+
+
+def best_attacks(table: pd.DataFrame) -> dict[str, str]:
+    """For each case: the attack with the highest mean, and on which side of the thumbnails."""
+    best = table["PSNR"].groupby("case", sort=False).idxmax()
+    side = {case: table["PSNR"][key] > table["thumbnail"][key] for case, key in best.items()}
+    return {
+        f"{case}: best is": f"{name(key[1], 'attack')}, {'above' if side[case] else 'below'} "
+        "the thumbnails"
+        for case, key in best.items()
+    }
 
 
 def repeated_claims(table: pd.DataFrame) -> dict[str, bool]:
     """Whether equal labels leave `gleak` ahead."""
     reached = table["PSNR"]["convnet-4-repeated"]
     ahead = reached["gleak"] > reached.drop("gleak").max() + 3
-    return {"two images of one class, gleak ahead by 3 dB or more": ahead}
+    return {"two images of one class: the study's attack is ahead by 3 dB or more": ahead}
 
 
 def contest(stored: pd.DataFrame) -> pd.DataFrame:
@@ -245,13 +386,14 @@ def card_numbers(runs: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def card_best(runs: pd.DataFrame) -> str:
-    """A line for each case: the best attack, and on which side of the thumbnails it is."""
-    lines = []
+def card_best(runs: pd.DataFrame) -> dict[str, str]:
+    """For each case: the best attack, and on which side of the thumbnails it is."""
+    lines = {}
     for case, reached in runs["psnr"].groupby(level="case"):
         side = "above" if reached.max() > runs["thumb8"][case].max() else "below"
-        lines.append(f"{case:12} best: {reached.idxmax()[1]}, {side} the thumbnails")
-    return "\n".join(lines)
+        best = name(reached.idxmax()[1], "attack")
+        lines[f"{case}: best is"] = f"{best}, {side} the thumbnails"
+    return lines
 
 
 NETWORKS = {  # of the cases of the recorded table

@@ -3,6 +3,7 @@
 import gleak
 from gleak.study.experiments.searches import sent
 
+CLASSES = 1000  # that a network trained on ImageNet knows
 METHODS = ("zlg", "zlg-bias", "idlg", "gradinversion", "gleak")
 
 
