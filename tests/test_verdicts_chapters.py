@@ -263,14 +263,15 @@ def test_wrong_labels(said, monkeypatch, right, wrong, units, grade):
         ]
     )  # fmt: skip
     here = rows[rows.attack != "local steps"].assign(kind="distinct").drop(columns="images")
+    rows.loc[rows.attack == "L2", "psnr"] = 15.0  # the page searched longer
     other = rows[rows.wrong == "absent"].assign(wrong="count", psnr=30.0)  # not judged
     wrong_label.verdict_on_wrong_labels(here, pd.concat([rows, other]), "cifar10-samples", 4)
     wrong_label.verdict_on_more(here, "cifar10-samples", 4, 8)
     verdict, more = said
     assert grades(more) == [grade]
     assert verdict[0] == [4]
-    assert grades(verdict) == [grade, OPEN, grade]  # local steps: not by the paper's attack
-    assert grades(verdict, "any") == [grade] * 3
+    assert grades(verdict) == [grade, OPEN]  # local steps: not by the paper's attack
+    assert grades(verdict, "any") == [grade] * 2
 
 
 def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypatch):
@@ -287,6 +288,21 @@ def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypa
     )  # fmt: skip
     found = wrong_label.case_rows(rows.assign(kind="distinct"), "cifar10-samples", "here")
     assert (found[0][1]["paper"].grade, found[0][1]["any"].grade) == (HOLDS, FAILS)
+
+
+def test_an_attack_that_brings_nothing_back_does_not_stand_for_any():
+    keys = {"kind": "distinct", "network": "convnet", "images": 2}
+    after = {"L2": (19.0, 16.0), "gleak": (25.0, 12.0)}
+    runs = pd.DataFrame(
+        [
+            {**keys, "attack": attack, "seed": seed, "right": right, "wrong": wrong}
+            for attack, (right, wrong) in after.items()
+            for seed in SEEDS
+        ]
+    ).assign(thumbnail=20.0)
+    found = wrong_label.spoilt_columns(runs.set_index([*keys, "attack", "seed"]))
+    assert (found["any"].method, found["any"].grade) == ("gleak", HOLDS)
+    assert (found["paper"].method, found["paper"].grade) == ("L2", OPEN)
 
 
 def test_thumbnails_are_those_of_the_batch():
