@@ -51,7 +51,7 @@ SWEEPS = {
         {"images": [50], "epochs": [10], "batch_size": [5], "lr": [1e-3, 1e-2]},
         ["equivalent", "middle", "sme"],
     ),
-    "lenet": ({"network": ["lenet"], "epochs": [1, 5, 10], "lr": RATES}, COMPARED),
+    "lenet": ({"network": ["lenet"], "epochs": [1, 5, 10], "lr": RATES}, ["equivalent", "middle"]),
 }
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--sweeps", nargs="+", default=list(SWEEPS), choices=list(SWEEPS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--matching", type=int, default=200, help="iterations of matching")
     parser.add_argument("--own", type=int, default=600, help="iterations of gleak")

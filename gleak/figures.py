@@ -15,6 +15,7 @@ from gleak.data import Batch
 from gleak.extras import extra
 from gleak.inversion import Inversion
 from gleak.metrics import psnr
+from gleak.themed import AS_IT_IS, themed
 
 with extra("figures"):
     import matplotlib.pyplot as plt
@@ -22,7 +23,6 @@ with extra("figures"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Figures keep a white ground, a card on the book's dark pages: what lies on it are data.
 STYLE = rc_params_from_file(
     Path(__file__).with_name("figures.mplstyle"), use_default_template=False
 )
@@ -35,7 +35,7 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, count, figsize=(1.7 * max(count, 2) + 0.5, 4.0), squeeze=False, layout="constrained"
+            2, count, figsize=(1.35 * max(count, 2) + 0.4, 3.4), squeeze=False, layout="constrained"
         )
         for column in range(count):
             guess = batch.class_names[labels[column]]
@@ -134,8 +134,8 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], value: str, summary: str) -> tu
             shown = axis.imshow(table, vmin=lowest, vmax=highest, aspect="auto")
             for (row, column), number in np.ndenumerate(table.to_numpy()):
                 dark = number < (lowest + highest) / 2
-                color = "white" if dark else "black"
-                axis.text(column, row, f"{number:.1f}", ha="center", va="center", color=color)
+                look = {"color": "white" if dark else "black", "gid": AS_IT_IS}
+                axis.text(column, row, f"{number:.1f}", ha="center", va="center", **look)
             axis.set_xticks(range(columns), table.columns.map("{:g}".format))
             axis.set_yticks(range(rows), table.index)
             axis.set(title=name, xlabel=table.columns.name)
@@ -172,11 +172,12 @@ def dots(
     panel = panel or "panel"
     rows, kinds = list(frame[row].unique()), list(frame[series].unique())
     panels = list(frame[panel].unique())
+    crowd = int(frame.groupby([panel, row])[series].nunique().max()) - 1  # marks in a line of it
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1,
             len(panels),
-            figsize=(2.9 * len(panels) + 2.2, 0.23 * len(rows) + 1.2),
+            figsize=(2.4 * len(panels) + 1.8, (0.25 + 0.09 * crowd) * len(rows) + 1.2),
             sharey=True,
             squeeze=False,
             layout="constrained",
@@ -188,7 +189,7 @@ def dots(
             for kind in here:
                 index = kinds.index(kind)
                 found = part[part[series] == kind].groupby(row, sort=False)[value]
-                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.25 if shared else 0
+                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.8 / len(here) if shared else 0
                 heights = [rows.index(label) + aside for label in found.mean().index]
                 color = f"C{index % 5}"
                 low, high = zip(*(ends(repeats) for _, repeats in found), strict=True)
@@ -204,7 +205,7 @@ def dots(
                     rotation=90,
                     ha="right",
                     va="top",
-                    fontsize=7,
+                    fontsize=8,
                     color="0.35",
                 )
             axis.set_xlabel(name)
@@ -284,9 +285,10 @@ def wipe(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[str, st
 
 def picture(images: torch.Tensor, words: str, attributes: str = "") -> str:
     """Images (K, C, H, W) in [0, 1] side by side, as an HTML element that holds its own pixels."""
-    gap = images.new_ones(*images.shape[1:3], 2)
-    strip = torch.cat([part for image in images for part in (image, gap)][:-1], dim=2)
-    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    opaque = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    gap = opaque.new_zeros(*opaque.shape[1:3], 2)  # the page's ground
+    strip = torch.cat([part for image in opaque for part in (image, gap)][:-1], dim=2)
+    pixels = (strip.cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -308,7 +310,9 @@ def show(figure_and_alt: tuple[Figure | str, str]) -> None:
         return
     buffer = io.BytesIO()
     with plt.rc_context(STYLE):
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+        drawn = themed(figure, alt)
     plt.close(figure)
     png = base64.b64encode(buffer.getvalue()).decode()
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    data = {"image/svg+xml": drawn, "image/png": png, "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})

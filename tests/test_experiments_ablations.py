@@ -10,12 +10,16 @@ from torch import nn
 import gleak
 from gleak.inversion import DISTANCES, simulate
 from gleak.study import chapters
+from gleak.study import recorded as study_recorded
+from gleak.study.displays.training_stage import image_numbers, label_numbers
 from gleak.study.experiments import same_label, training_stage, wrong_label
-from gleak.study.experiments.ablation import family, few, untrained
+from gleak.study.experiments.ablation import family, untrained
+from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import run_grid
 
 SAMPLES = "cifar10-samples"
 WIDTH = 4
+RECORDED_SEEDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +56,6 @@ def test_networks_are_those_that_their_names_say(four):
     relu = untrained("lenet-relu", four, seed=0, width=8)
     assert any(isinstance(module, nn.ReLU) for module in relu.modules())
     assert not any(isinstance(module, nn.Sigmoid) for module in relu.modules())
-
-
-def test_few_is_one_less_and_never_none():
-    assert [len(few(seeds)) for seeds in (1, 2, 3)] == [1, 1, 2]
 
 
 # -- wrong labels ---------------------------------------------------------------------------------
@@ -182,24 +182,20 @@ def test_one_wrong_label_over_recorded_rows():
 
 @pytest.fixture(scope="module")
 def recorded():
-    file = chapters.root() / "book" / "results" / "07_wrong_label.csv"
-    return file.read_text().splitlines()[0], pd.read_csv(file, comment="#")
+    return study_recorded.read(chapters.root() / "book" / "results" / "07_wrong_label.csv")
 
 
 def test_the_recorded_table_has_the_runs_that_the_code_lists(recorded):
-    head, table = recorded
     by = ["network", "attack", "images", "wrong", "seed"]
     sizes = {"distinct": 4, "larger": 8}
-    settings = wrong_label.recorded_settings(3)
+    settings = wrong_label.recorded_settings(RECORDED_SEEDS)
     assert all_different(settings)
     listed = {tuple(({**s, "images": sizes[s["kind"]]})[name] for name in by) for s in settings}
-    steps = table.attack == "local steps"
-    assert set(table[~steps][by].itertuples(index=False, name=None)) == listed
-    listed = {tuple(s.values()) for s in wrong_label.step_settings([4, 8], 3)}
-    in_steps = table[steps][["images", "lr", "wrong", "seed"]]
+    steps = recorded.attack == "local steps"
+    assert set(recorded[~steps][by].itertuples(index=False, name=None)) == listed
+    listed = {tuple(s.values()) for s in wrong_label.step_settings([4, 8], RECORDED_SEEDS)}
+    in_steps = recorded[steps][["images", "lr", "wrong", "seed"]]
     assert set(in_steps.itertuples(index=False, name=None)) == listed
-    told = wrong_label.recorded_head(SAMPLES, 3, 60, 300)
-    assert told.partition("; torch")[0] == head.partition("; torch")[0]
 
 
 def test_rows_are_recorded_with_the_columns_of_the_table(recorded):
@@ -207,10 +203,18 @@ def test_rows_are_recorded_with_the_columns_of_the_table(recorded):
     in_steps = pd.DataFrame([{"images": 2, "lr": 0.1, "wrong": "right", "seed": 0, "psnr": 1.0}])
     in_steps = in_steps.assign(image=0, touched=False, flat=2.0)
     table = wrong_label.recorded_table(rows, in_steps, "convnet", 4, 8)
-    assert list(table.columns) == list(recorded[1].columns)
+    assert list(table.columns) == list(recorded.columns)
     assert table.images.tolist() == [4, 2]
     assert table.psnr.tolist() == [20.12, 1.0]
     assert table.attack.tolist() == ["cosine", "local steps"]
+
+
+def test_more_wrong_labels_have_the_right_ones_to_compare_with():
+    settings = pd.DataFrame(wrong_label.more_settings("convnet", 2))
+    told = settings[settings.attack != "joint labels"]
+    right = told[told.wrong == "right"].groupby(["kind", "network", "attack"]).seed.nunique()
+    assert (right == 2).all()
+    assert right.index.equals(told.groupby(["kind", "network", "attack"]).size().index)
 
 
 def test_the_pull_vanishes_at_the_clients_images_with_right_labels_alone(four, update):
@@ -340,9 +344,10 @@ def test_how_much_is_fused(case):
 
 
 def test_cases_of_equal_labels_are_listed_once_and_batch_norm_on_the_convnet_alone():
-    settings = same_label.settings("convnet", 3)
+    assert all_different(same_label.settings("convnet", 3))
+    settings = same_label.remedy_settings("convnet", 3, 2)
     assert all_different(settings)
-    others = same_label.settings("lenet", 3)
+    others = same_label.remedy_settings("lenet", 3, 2)
     left_out = {s["case"] for s in settings} - {s["case"] for s in others}
     assert left_out == {"batch norm, train", "batch norm, eval"}
 
@@ -423,29 +428,41 @@ def test_shares_of_the_gradient_are_whole_together(pool, two_layers):
     assert training_stage.gradient_shares(two_layers, twice) == pytest.approx([0.5, 0.5])
 
 
-def test_a_stage_has_a_row_for_each_image_and_its_gain(monkeypatch, tmp_path):
-    monkeypatch.setenv("GLEAK_CACHE", str(tmp_path))
-    common = {"model": "convnet", "width": WIDTH, "size": 2, "seeds": 1}
-    common |= {"iterations": 2, "feature_iterations": 2}
-    settings = training_stage.settings(["digits"], [0])
-    assert [s["kind"] for s in settings] == ["all", "right", "wrong"]
-    frame = run_grid(training_stage.attacked, settings[:1], common=common)
-    assert len(frame) == 2
-    assert (frame.gain == frame.psnr - frame.flat).all()
-    assert (frame["gleak gain"] == frame.gleak - frame.flat).all()
-    assert frame.share.sum() == pytest.approx(1)
+def test_a_stage_has_a_row_for_each_image_and_attack():
+    common = {"model": "lenet", "width": WIDTH, "size": 2, "iterations": 2, "own_iterations": 2}
+    settings = training_stage.settings(["digits"], 2, [0])
+    assert [s["kind"] for s in settings] == ["all"] * 2 + ["right", "wrong"] * 2
+    frame = run_grid(training_stage.attacked, settings[:2], common=common)
+    assert len(frame) == 2 * 2 * 2  # networks, attacks, images
+    assert set(frame.attack) == {"general", "gleak"}
+    assert (frame.gain == frame.psnr - frame.mean_colour).all()
+    assert frame.groupby(["training", "attack"]).share.sum().tolist() == pytest.approx([1] * 4)
     table = training_stage.stage_means(frame)
-    assert table.gain["digits", 0] == pytest.approx(frame.gain.mean())
-    late = training_stage.gain_by_kind(training_stage.late_means(frame, 0))
-    assert late.loc["digits"].isna().tolist() == [False, True, True]
+    own = frame[frame.attack == "gleak"]
+    assert table.gleak[0] == pytest.approx(own.psnr.mean())
+    assert table.thumb8[0] == pytest.approx(own.thumb8.mean())
+    told = image_numbers(frame)
+    assert told["networks"] == 2
+    assert told["gleak_first"] == told["gleak_last"] == pytest.approx(own.psnr.mean())
+
+
+def test_networks_of_a_cell_have_weights_and_batches_of_their_own():
+    first, second = (trained_network("lenet", "digits", 1, training) for training in (0, 1))
+    assert trained_network("lenet", "digits", 1, 0) is first
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+    assert len({batch_seed(training, number) for training in range(9) for number in range(9)}) == 81
+
+
+def test_features_are_what_enters_the_last_layer(two_layers, batch):
+    found = training_stage.features(two_layers, batch.images)
+    assert torch.allclose(two_layers[3](found), two_layers(batch.images))
 
 
 def test_labels_at_a_stage():
-    common = {"model": "convnet", "width": WIDTH, "size": 8, "seeds": 2, "inputs": 20}
-    labels = pd.DataFrame(training_stage.labelled("digits", 0, **common))
-    assert labels.seed.tolist() == [0, 1]
-    assert (labels.zlg > labels.even).all()
-    labels = labels.assign(pool="digits", step=0)
-    assert training_stage.named(labels).zlg[0] == labels.zlg.mean()
-    means = training_stage.label_means(labels).loc["digits", 0]
-    assert means["zlg ±"] == pytest.approx(labels.zlg.std())
+    common = {"model": "lenet", "width": WIDTH, "size": 8, "inputs": 20}
+    labels = pd.DataFrame(training_stage.labelled("digits", 0, 0, **common))
+    assert set(labels.sent) == {"gradient", "weights"}
+    shares = labels[labels.sent == "gradient"].set_index("method").instance
+    assert shares["gleak"] > shares["even"] == labels.even.iloc[0]
+    told = label_numbers(labels.assign(step=0))
+    assert told["gleak_labels_first"] == told["gleak_labels_last"] == shares["gleak"]

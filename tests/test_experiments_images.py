@@ -136,14 +136,14 @@ def test_a_client_trains_as_by_the_function_itself(batch):
 
 
 def test_settings_of_all_ways():
-    settings = images_fedavg.settings([[1, 0, 0.1], [2, 0, 0.1]], seeds=2, matching=3, own=5)
+    settings = images_fedavg.settings([[1, 0, 0.1], [2, 0, 0.1]], matching=3, own=5)
     frame = fedavg_display.runs(settings)
-    assert frame["E, B, lr"].value_counts().to_dict() == {"1, all, 0.1": 4, "2, all, 0.1": 7}
+    assert frame["E, B, lr"].value_counts().to_dict() == {"1, all, 0.1": 3, "2, all, 0.1": 3}
     assert set(frame.iterations[frame.attack == "gleak"]) == {5}
-    assert list(frame.update_model[-3:]) == ["middle", "sme", "nl-sme"]
     pictures = fedavg_display.pictures(frame, range(len(frame)))
-    assert list(pictures) == ["equivalent", "drift undone", "middle", "sme", "nl-sme"]
-    assert list(pictures.values()) == [4, 6, 8, 9, 10]
+    names = ["the paper's procedure", "matching in the middle", "the study's procedure"]
+    assert list(pictures) == names
+    assert list(pictures.values()) == [3, 4, 5]
 
 
 @pytest.mark.parametrize("update_model", ["equivalent", "middle", "sme"])
@@ -343,7 +343,7 @@ def test_tabled_takes_the_seeds_that_all_attacks_ran_with():
         }
     )
     table = fedavg_display.tabled(rows, ["lr"], ["a", "b"])
-    assert table.loc[0.1].to_dict() == {"flat": 5, "thumbnail": 7, "seeds": 1, "a": 10, "b": 12}
+    assert table.loc[0.1].to_dict() == {"flat": 5, "thumb8": 7, "seeds": 1, "a": 10, "b": 12}
 
 
 def test_recorded_runs_from_weights():
@@ -352,15 +352,25 @@ def test_recorded_runs_from_weights():
     assert all(fedavg_display.recorded_claims(stored).values())
 
 
-def test_cases_stand_below_the_one_that_is_known():
-    rows = [("wrong", "inverting-gradients", 0), ("given", "gleak", 40)]
-    frame = pd.DataFrame(rows, columns=["labels", "attack", "steps"]).assign(psnr=9.0, thumb8=18.0)
-    cases = fedavg_display.other_cases(frame, given=20.0, steps=40)
-    assert cases.PSNR.tolist() == [20, 20, 9, 9]
-    assert cases.labels.tolist() == ["true", "restored", "one wrong", "true"]
-    assert cases.network.tolist() == ["untrained"] * 3 + ["40 steps"]
-    ran = pd.concat([frame.head(1).assign(labels="restored", psnr=15.0), frame])
-    assert fedavg_display.other_cases(ran, given=20.0, steps=40).PSNR.tolist() == [20, 15, 9, 9]
+def test_the_page_is_compared_with_the_recorded_runs_of_its_way():
+    stored = fedavg_display.whole_batches(recorded.read(RESULTS / "06_images_fedavg.csv"))
+    kept = fedavg_display.base(stored, "K == 4 and E == 5 and B == 4 and lr == 0.001 and seed == 1")
+    psnr = kept[kept.attack == "middle"].psnr.item()
+    run = {"way": [5, 0, 0.001], "attack": "inverting-gradients", "update_model": "middle"}
+    for apart, same in ((0.1, True), (0.9, False)):
+        table = fedavg_display.runs([{**run, "seed": 1, "psnr": psnr + apart}])
+        assert list(fedavg_display.same_as_recorded(table, stored).values()) == [same]
+
+
+def test_other_cases_in_words():
+    rows = [("given", "inverting-gradients", 0), ("wrong", "inverting-gradients", 0)]
+    frame = pd.DataFrame([*rows, ("given", "gleak", 40)], columns=["labels", "attack", "steps"])
+    frame = frame.assign(psnr=[17.0, 9.0, 20.0], thumb8=18.0)
+    cases = fedavg_display.other_cases(frame, steps=40)
+    assert cases.index[1] == ("untrained", "one wrong", "the paper's procedure")
+    assert cases.index[2][0] == "trained for 40 steps"
+    assert all(fedavg_display.other_claims(frame, right=True, reference=True).values())
+    assert not all(fedavg_display.other_claims(frame, right=False, reference=True).values())
 
 
 def test_settings_in_words_and_their_distance_to_the_thumbnails():

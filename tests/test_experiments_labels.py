@@ -12,7 +12,7 @@ from gleak.study.displays import defences as defences_display
 from gleak.study.displays import first_leak as first_leak_display
 from gleak.study.displays import labels_fedsgd as fedsgd_display
 from gleak.study.experiments import defences as defended
-from gleak.study.experiments import first_leak, labels_fedavg, labels_fedsgd
+from gleak.study.experiments import first_leak, labels_fedavg, labels_fedsgd, labels_trained
 from gleak.study.experiments.common import clients_and_aux, counted, model_options
 
 
@@ -127,19 +127,11 @@ def test_augmented_moves_pixels_of_one_sample():
 
 
 def test_settings_of_the_untrained_networks():
-    datasets, sizes = ["cifar10-samples", "cifar100-samples"], [1, 8, 512]
-    found = pd.DataFrame(labels_fedsgd.untrained_settings(datasets, "lenet", sizes, [32], 3))
-    counts = found.groupby("network").size().to_dict()
-    # two data sets, three seeds; the middle size alone; one data set, two seeds
-    both = 2 * 3 * 3
-    assert counts == {
-        "lenet": both,
-        "lenet, sigmoid": both,
-        "convnet": 6,
-        "lenet, tanh": 6,
-        "resnet18": 2,
-    }
-    assert set(found[found.network == "convnet"].K) == {8}
+    datasets, networks = ["cifar10-samples", "cifar100-samples"], ["lenet", "resnet18"]
+    found = pd.DataFrame(labels_fedsgd.untrained_settings(datasets, networks, [1, 8, 512], 3))
+    # two data sets, three sizes, three seeds; one data set, two sizes, two seeds
+    assert found.groupby("network").size().to_dict() == {"lenet": 18, "resnet18": 4}
+    assert set(found[found.network == "resnet18"].K) == {1, 8}
 
 
 def test_rows_of_an_untrained_network():
@@ -163,30 +155,22 @@ def test_rows_of_the_recorded_table_are_made_again():
     assert rows == stored[stored.N == 10].drop(columns=["network", "K", "seed"]).to_dict("records")
 
 
-def test_rows_of_gray_digits():
-    rows = rows_by(labels_fedsgd.digits("lenet", 0, size=8, inputs=50, width=4))
-    assert rows["zlg-bias"]["instance"] == 1
-    assert labels_fedsgd.digits_settings(3, deep=False) == [
-        {"network": "lenet", "seed": seed} for seed in range(3)
-    ]
-    assert len(labels_fedsgd.digits_settings(3, deep=True)) == 5
-
-
-def test_rows_of_a_trained_network(cache):
-    shared = {"pool": "digits", "steps": 3, "width": 4}
-    known = labels_fedsgd.known(network="lenet", **shared)["test accuracy"]
-    assert 0 < known < 1
-    rows = rows_by(
-        labels_fedsgd.trained(network="lenet", seed=0, size=8, alpha=0.3, inputs=20, **shared)
+def test_rows_of_a_trained_network():
+    shared = {"pool": "digits", "training": 0, "steps": 3, "width": 4}
+    found = labels_trained.trained(
+        network="lenet", batches=2, size=8, alpha=0.3, inputs=20, **shared
     )
-    assert rows["oracle"]["exact"] == 1
-    assert "confusion" in rows
-    row = labels_fedsgd.small_batches(K=2, seed=0, model="lenet", alpha=0.3, inputs=20, **shared)
+    assert {row["seed"] for row in found} == {0, 1}
+    assert 0 < found[0]["test accuracy"] < 1
+    oracle = [row["exact"] for row in found if row["method"] == "oracle"]
+    assert oracle == [1, 1]
+    assert "confusion" in rows_by(found)
+    row = labels_trained.small_batches(K=2, seed=0, model="lenet", alpha=0.3, inputs=20, **shared)
     assert row["gleak"] == row["gleak exact"] == 1  # each of two images lies open
     assert row["wrongly proven"] == 0
     assert row["even"] < 1
     rows = rows_by(
-        labels_fedsgd.distributions(
+        labels_trained.distributions(
             labels="one class", seed=0, model="lenet", size=8, inputs=20, **shared
         )
     )
@@ -196,8 +180,8 @@ def test_rows_of_a_trained_network(cache):
 def test_distributions_of_labels():
     clients = gleak.load_pool("digits")
     present = clients.labels.unique()
-    for name in labels_fedsgd.DISTRIBUTIONS:
-        batch = labels_fedsgd.drawn_with(name, clients, 20, seed=1)
+    for name in labels_trained.DISTRIBUTIONS:
+        batch = labels_trained.drawn_with(name, clients, 20, seed=1)
         assert len(batch) == 20
         counts = batch.label_counts
         if name == "one dominant":
@@ -206,21 +190,21 @@ def test_distributions_of_labels():
             assert counts[present[1]] == 20
     few = of_size(clients, 30)
     alone = int(few.label_counts[few.labels.unique()[0]])
-    assert len(labels_fedsgd.drawn_with("one class", few, 20, seed=0)) == alone < 20
+    assert len(labels_trained.drawn_with("one class", few, 20, seed=0)) == alone < 20
 
 
-def test_rows_by_the_number_of_classes(cache):
+def test_rows_by_the_number_of_classes():
     shared = {"size": 4, "alpha": 0.3, "inputs": 20, "photo_size": 32}
-    two = rows_by(labels_fedsgd.classes(2, 0, 0, **shared))
+    two = rows_by(labels_trained.classes(2, 0, 0, **shared))
     assert two["zlg-bias"]["instance"] == 1
     assert two["even"]["instance"] >= 0.5
-    twenty = rows_by(labels_fedsgd.classes(20, 0, 0, **shared))
+    twenty = rows_by(labels_trained.classes(20, 0, 0, **shared))
     assert twenty["even"]["instance"] <= 4 / 20 + 0.2
     assert "confusion" in twenty
     assert "confusion" not in two
-    numbers = [setting["N"] for setting in labels_fedsgd.classes_settings(1, photos=True)]
-    assert numbers == [2, 20, 20, 20, 1000, 1000]
-    assert {s["N"] for s in labels_fedsgd.classes_settings(1, photos=False)} == {2, 20}
+    numbers = [setting["N"] for setting in labels_trained.classes_settings(1, photos=True)]
+    assert numbers == [2, 20, 20, 1000, 1000]
+    assert {s["N"] for s in labels_trained.classes_settings(1, photos=False)} == {2, 20}
 
 
 def test_cells_where_gleak_is_behind_or_reaches_its_mark():
@@ -245,22 +229,24 @@ def test_cells_where_gleak_is_behind_or_reaches_its_mark():
         ]
     )
     assert fedsgd_display.reached(frame) == {"zlg-bias": ["b"], "gleak": ["a"]}
-    assert fedsgd_display.behind(frame) == ["b, N = 10, K = 8"]
+    assert fedsgd_display.behind(frame) == ["b, 10 classes, 8 images"]
 
 
 # Chapter 03
 
 
-def test_rows_of_local_training(cache):
+def test_rows_of_local_training():
     """Eight images, two epochs in batches of three: six steps."""
     rows = labels_fedavg.local_training(
-        0, 1e-3, 2, 3, 0, dataset="digits", model="lenet", size=8, alpha=0.3, inputs=20
+        0, 0, 1e-3, 2, 3, 0, dataset="digits", model="lenet", size=8, alpha=0.3, inputs=20
     )
     found = rows_by(rows)
     assert {row["s"] for row in rows} == {6}
     along = {f"zlg-bias, {place}" for place in ("start", "average", "end")}
     assert set(found) == {*labels_fedavg.METHODS, *along, *labels_fedavg.DATA_METHODS, "even"}
     assert found["gleak"]["instance"] > found["even"]["instance"]
+    known = labels_fedavg.held_out(0, 0, dataset="digits", model="lenet")["test accuracy"]
+    assert 0 <= known < 0.5
 
 
 def test_deep_rows():

@@ -1,6 +1,5 @@
 """Each chapter's verdict falls every way: frames of results in, grades out."""
 
-import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,6 +17,7 @@ from gleak.study.displays import (
     ingredients,
     labels_fedavg,
     labels_fedsgd,
+    labels_trained,
     same_label,
     training_stage,
     wrong_label,
@@ -25,7 +25,7 @@ from gleak.study.displays import (
 
 DISPLAYS = (
     first_leak, imagenet, images_fedavg, images_fedsgd, ingredients, labels_fedavg, labels_fedsgd,
-    same_label, training_stage, wrong_label,
+    labels_trained, same_label, training_stage, wrong_label,
 )  # fmt: skip
 RESULTS = chapters.root() / "book" / "results"
 SEEDS = range(6)
@@ -73,7 +73,7 @@ def test_one_gradient_is_no_evidence(said):
     batch = gleak.Batch(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 2]), list("abc"))
     scores = pd.DataFrame({"psnr": [40.0] * 4, "thumb8": 20.0, "mean_colour": 14.0})
     first_leak.verdict_on_labels(batch, {"zlg": batch.label_counts}, "convnet")
-    first_leak.verdict_on_images(batch, [scores], scores, "convnet")
+    first_leak.verdict_on_images(batch, [scores], {"general": scores, "gleak": scores}, "convnet")
     assert [claims for claims, _ in said] == [[1], [2]]
     assert all(grades(verdict, "any") == [OPEN] for verdict in said)
     assert "1 gradient" in said[1][1][0][1]["any"].numbers
@@ -83,23 +83,24 @@ def test_one_gradient_is_no_evidence(said):
 def test_labels_from_gradients(said, share, _, units, grade):
     grid = label_runs(share, units, network="convnet", K=64, N=10)
     labels_fedsgd.verdict_untrained(grid, grid)
-    skewed = label_runs(share, units, "pool", network="lenet", steps=40)
+    skewed = label_runs(share, units, "training", network="lenet", pool="digits", steps=40)
     with_data = skewed[skewed.method == "gleak"].assign(method="oracle", instance=1.0)
     handful = pd.DataFrame(
         [
-            {"pool": pool, "steps": 40, "K": 4, "seed": 0, "even": 0.4, "zlg": share,
-             "gleak": share, "gleak exact": 1.0}
-            for pool in range(units)
+            {"pool": "digits", "training": training, "steps": 40, "K": 4, "seed": 0, "even": 0.4,
+             "zlg": share, "gleak": share, "gleak exact": 1.0}
+            for training in range(units)
         ]
     )  # fmt: skip
-    labels_fedsgd.verdict_trained(pd.concat([skewed, with_data]), handful, 64)
-    assert [claims for claims, _ in said] == [[1], [1, 6]]
+    labels_trained.verdict_trained(pd.concat([skewed, with_data]), 64)
+    labels_trained.verdict_small_batches(handful)
+    assert [claims for claims, _ in said] == [[1], [1, 6], [1, 6]]
     for verdict in said:
         for column in ("paper", "any"):
-            assert grades(verdict, column) == [grade] * 2
+            assert set(grades(verdict, column)) == {grade}
     stages = [where.stage for verdict in said for where, _ in verdict[1]]
     assert stages == ["untrained"] * 2 + ["trained"] * 2
-    assert [where.batch for where, _ in said[1][1]] == ["many", "few"]
+    assert [where.batch for verdict in said[1:] for where, _ in verdict[1]] == ["many", "few"]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +108,14 @@ def test_labels_from_gradients(said, share, _, units, grade):
 )
 def test_label_distributions_against_the_rival(said, share, units, grade):
     grid = label_runs(share, units, network="convnet", K=8, N=10)
-    runs = label_runs(share, units, "pool", network="lenet", steps=40)
-    labels_fedsgd.verdict_distributions(grid, runs, runs, 64)
-    assert grades(said[0]) == [grade] * 3
-    labels_fedsgd.verdict_distributions(grid, runs[runs.method == "zlg"], runs, 64)
-    assert "GradInversion was not run here" in said[1][1][1][1]["paper"].reason
+    runs = label_runs(share, units, "training", network="lenet", pool="digits", steps=40)
+    labels_fedsgd.verdict_on_rivals(grid)
+    labels_trained.verdict_on_rivals(runs, 64)
+    labels_trained.verdict_distributions(runs, 64)
+    assert [claims for claims, _ in said] == [[7], [7], [1], [7]]
+    assert [grades(said[number]) for number in (0, 1, 3)] == [[grade]] * 3
+    labels_trained.verdict_on_rivals(runs[runs.method == "zlg"], 64)
+    assert "GradInversion was not run here" in said[4][1][0][1]["paper"].reason
 
 
 @pytest.mark.parametrize(("share", "_", "units", "grade"), OUTCOMES)
@@ -160,8 +164,8 @@ def rivals(ours, theirs, units=6, case="gradinversion-8"):
     [
         (25, 22, 6, OPEN, f"a GradInversion without {MISSING[0]}"),
         (22, 25, 6, FAILS, "behind GradInversion"),
-        (18, 15, 6, OPEN, "a ranking of two methods below thumbnails"),
-        (25, 22, 3, OPEN, "measured on 3 networks"),
+        (18, 15, 6, OPEN, "neither method is above the thumbnails"),
+        (25, 22, 3, OPEN, "only 3 networks were measured"),
     ],
 )
 def test_images_against_the_rival(said, ours, theirs, units, grade, reason):
@@ -214,13 +218,29 @@ def test_images_from_weights(said, _, psnr, units, grade):
         for steps, images in ((0, 4), (0, 50), (40, 4))
         for cosine in (0.99, 0.1)
     )
-    here = image_runs(psnr, units, ("inverting-gradients", "gleak"), cosine=0.99)
-    here = here.assign(update_model="equivalent", **{"E, B, lr": "1, all, 0.1"})
-    images_fedavg.verdict_on_weights(here, stored, "convnet", 4)
+    images_fedavg.verdict_on_weights(stored)
     assert [verdict[0] for verdict in said] == [[3], [3, 6]]
-    assert grades(said[0]) == grades(said[0], "any") == [grade] * 5
+    assert grades(said[0]) == grades(said[0], "any") == [grade] * 4
     assert grades(said[1]) == [grade] * 2
     assert "many" in {where.batch for where, _ in said[0][1]}
+
+
+def way_runs(attack, psnr, units, epochs=1):
+    return image_runs(psnr, units, (attack,), B=4, E=epochs, lr=0.1)
+
+
+def test_ways_of_training_that_ran_with_fewer_networks_do_not_count():
+    attacks = [way_runs("equivalent", 25.0, 6), way_runs("gleak", 25.0, 6)]
+    fewer = way_runs("equivalent", 5.0, 3, epochs=16)
+    assert set(images_fedavg.of_most_seeds(pd.concat([*attacks, fewer])).E) == {1}
+
+
+@pytest.mark.parametrize(("psnr", "networks"), [(16.0, 6), (22.0, 3)])
+def test_a_stronger_attack_on_fewer_networks_is_not_left_out(psnr, networks):
+    runs = pd.concat([way_runs("equivalent", 16.0, 6), way_runs("gleak", psnr, 3)])
+    kept = images_fedavg.of_most_seeds(runs)
+    assert kept.seed.nunique() == networks
+    assert kept.attack.nunique() == (2 if networks == 3 else 1)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +263,15 @@ def test_wrong_labels(said, monkeypatch, right, wrong, units, grade):
         ]
     )  # fmt: skip
     here = rows[rows.attack != "local steps"].assign(kind="distinct").drop(columns="images")
-    wrong_label.verdict_on_wrong_labels(here, rows, "cifar10-samples", 4, 8)
-    (verdict,) = said
+    rows.loc[rows.attack == "L2", "psnr"] = 15.0  # the page searched longer
+    other = rows[rows.wrong == "absent"].assign(wrong="count", psnr=30.0)  # not judged
+    wrong_label.verdict_on_wrong_labels(here, pd.concat([rows, other]), "cifar10-samples", 4)
+    wrong_label.verdict_on_more(here, "cifar10-samples", 4, 8)
+    verdict, more = said
+    assert grades(more) == [grade]
     assert verdict[0] == [4]
-    assert grades(verdict) == [grade, OPEN, grade]  # local steps: not by the paper's attack
-    assert grades(verdict, "any") == [grade] * 3
+    assert grades(verdict) == [grade, OPEN]  # local steps: not by the paper's attack
+    assert grades(verdict, "any") == [grade] * 2
 
 
 def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypatch):
@@ -264,6 +288,21 @@ def test_the_attack_that_a_wrong_label_harms_least_stands_for_any(said, monkeypa
     )  # fmt: skip
     found = wrong_label.case_rows(rows.assign(kind="distinct"), "cifar10-samples", "here")
     assert (found[0][1]["paper"].grade, found[0][1]["any"].grade) == (HOLDS, FAILS)
+
+
+def test_an_attack_that_brings_nothing_back_does_not_stand_for_any():
+    keys = {"kind": "distinct", "network": "convnet", "images": 2}
+    after = {"L2": (19.0, 16.0), "gleak": (25.0, 12.0)}
+    runs = pd.DataFrame(
+        [
+            {**keys, "attack": attack, "seed": seed, "right": right, "wrong": wrong}
+            for attack, (right, wrong) in after.items()
+            for seed in SEEDS
+        ]
+    ).assign(thumbnail=20.0)
+    found = wrong_label.spoilt_columns(runs.set_index([*keys, "attack", "seed"]))
+    assert (found["any"].method, found["any"].grade) == ("gleak", HOLDS)
+    assert (found["paper"].method, found["paper"].grade) == ("L2", OPEN)
 
 
 def test_thumbnails_are_those_of_the_batch():
@@ -296,31 +335,23 @@ def test_equal_labels(said, equal, units, grade):
 
 @pytest.mark.parametrize(("share", "psnr", "units", "grade"), OUTCOMES)
 def test_stages_of_training(said, share, psnr, units, grade):
-    frame = pd.DataFrame(
-        [
-            {"pool": f"pool {pool}", "step": step, "kind": kind, "psnr": psnr, "flat": 14.0,
-             "thumb8": 20.0, "gleak": psnr if step else math.nan}
-            for pool in range(units)
-            for step, kind in ((0, "all"), (240, "all"), (240, "wrong"))
-        ]
-    )  # fmt: skip
-    training_stage.verdict_on_images(frame, "convnet", 2)
-    rules = dict.fromkeys(training_stage.RULES, share)
-    labels = pd.DataFrame(
-        [
-            {"pool": f"pool {pool}", "step": step, "seed": seed, "even": 0.4, **rules}
-            for pool in range(units)
-            for step in (0, 240)
-            for seed in range(2)
-        ]
+    frame = pd.concat(
+        image_runs(psnr, units, pool="digits", step=step, kind=kind)
+        for step, kind in ((0, "all"), (240, "all"), (240, "wrong"))
+    ).rename(columns={"seed": "training"})
+    training_stage.verdict_on_images(frame, "lenet", 2)
+    labels = pd.concat(
+        label_runs(share, units, "training", pool="digits", step=step, sent=sent)
+        for step in (0, 240)
+        for sent in ("gradient", "weights")
     )
-    training_stage.verdict_on_labels(labels, "convnet", 32)
+    training_stage.verdict_on_labels(labels, "lenet", 32)
     images, named = said
     assert (images[0], named[0]) == ([2, 6], [1, 6])
-    assert grades(images, "any") == [grade] * 3
-    assert grades(images) == [OPEN] * 3  # the paper's attack is not run there
-    assert grades(named) == [grade] * 2
-    assert [where.stage for where, _ in named[1]] == ["untrained", "trained"]
+    assert grades(images) == grades(images, "any") == [grade] * 3
+    assert grades(named) == [grade] * 4
+    assert [where.stage for where, _ in named[1]] == ["untrained"] * 2 + ["trained"] * 2
+    assert [where.update for where, _ in named[1]] == ["FedSGD", "FedAvg"] * 2
 
 
 @pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)

@@ -43,11 +43,11 @@ def test_an_interval_of_missing_numbers_is_refused(values):
     ("share", "grade", "reason"),
     [
         (0.99 + 0.01 * SIX, HOLDS, "nearly all labels come back"),
-        (0.7 + SIX, FAILS, "in part"),
-        (0.4 + SIX, FAILS, "not shown to beat"),
-        (0.2 + SIX, FAILS, "worse than an even guess"),
-        (0.94 + SIX, OPEN, "from more than a guess"),
-        ((0.99 + SIX)[:4], OPEN, "4 networks, and a verdict takes 5"),
+        (0.7 + SIX, FAILS, "part of the labels"),
+        (0.4 + SIX, FAILS, "no more labels are right"),
+        (0.2 + SIX, FAILS, "fewer labels are right"),
+        (0.94 + SIX, OPEN, "more than a guess comes back"),
+        ((0.99 + SIX)[:4], OPEN, "4 networks were measured"),
     ],
 )
 def test_labels(share, grade, reason):
@@ -69,10 +69,10 @@ def test_labels_are_judged_by_what_the_guess_leaves_open():
     [
         (25 + SIX, HOLDS, "more comes back than a thumbnail shows"),
         (18 + SIX, FAILS, "less than a thumbnail shows"),
-        (14 + SIX, FAILS, "not shown to beat one flat colour"),
+        (14 + SIX, FAILS, "no better than one flat colour"),
         (10 + SIX, FAILS, "worse than one flat colour"),
-        (20 + SIX, OPEN, "both sides of the thumbnails"),
-        (np.array([25.0]), OPEN, "measured on 1 network"),
+        (20 + SIX, OPEN, "too close to the thumbnails to call"),
+        (np.array([25.0]), OPEN, "only 1 network was measured"),
     ],
 )
 def test_images(psnr, grade, reason):
@@ -86,8 +86,8 @@ def test_images(psnr, grade, reason):
     ("right", "wrong", "grade", "reason"),
     [
         (25, 12, HOLDS, "below their thumbnails"),
-        (25, 23, FAILS, "still beat"),
-        (25, 20, OPEN, "both sides"),
+        (25, 23, FAILS, "still come back better"),
+        (25, 20, OPEN, "too close"),
         (15, 12, OPEN, "none to lose"),
     ],
 )
@@ -103,9 +103,9 @@ def test_one_wrong_label(right, wrong, grade, reason):
     [
         (0.8, 0.2, 22, HOLDS, "most of the differences do not"),
         (0.8, 0.7, 22, FAILS, "most of the differences between the images come back"),
-        (0.8, 0.4, 22, OPEN, "the interval of what is left"),
+        (0.8, 0.4, 22, OPEN, "too close to 50%"),
         (0.0, 0.0, 22, OPEN, "with distinct labels either"),
-        (0.8, 0.2, 10, OPEN, "mean is not shown"),
+        (0.8, 0.2, 10, OPEN, "so may be the mean"),
     ],
 )
 def test_fusion(distinct, equal, restored, grade, reason):
@@ -118,10 +118,10 @@ def test_fusion(distinct, equal, restored, grade, reason):
     ("ours", "theirs", "missing", "grade", "reason"),
     [
         (25, 22, (), HOLDS, "ahead of GradInversion"),
-        (25, 22, ("registration",), OPEN, "GradInversion without registration"),
-        (21, 25, ("registration",), FAILS, "though that ran without registration"),
-        (25, 25, (), OPEN, "holds zero"),
-        (17, 15, (), OPEN, "a ranking of two methods below thumbnails"),
+        (25, 22, ("registration",), OPEN, "GradInversion ran without registration"),
+        (21, 25, ("registration",), FAILS, "which even ran without registration"),
+        (25, 25, (), OPEN, "too close to GradInversion"),
+        (17, 15, (), OPEN, "neither method is above the thumbnails"),
     ],
 )
 def test_two_attacks(ours, theirs, missing, grade, reason):
@@ -133,7 +133,8 @@ def test_two_attacks(ours, theirs, missing, grade, reason):
 def test_a_ranking_of_failures_is_called_that_with_few_networks_too():
     found = criterion.ahead("general", [13.1], [12.0], [17.3])
     assert found.grade == OPEN
-    assert found.reason.startswith("a ranking of two methods below thumbnails, measured on 1")
+    assert found.reason.startswith("neither method is above the thumbnails")
+    assert found.reason.endswith("only 1 network was measured, and a verdict takes 5 or more")
 
 
 def test_of_several_methods_the_strongest_attacker():
@@ -230,16 +231,27 @@ def test_every_grade_of_several_settings():
 def test_the_condition_names_what_else_is_different():
     assert combined(judged((EASY, HOLDS), (SMOOTH, FAILS))).fails == "with sigmoids"
     alike = setting("another", images=4)
-    assert combined(judged((EASY, HOLDS), (alike, FAILS))).holds == "in this setting: easy"
+    assert combined(judged((EASY, HOLDS), (alike, FAILS))).holds == "in 1 of 2 settings"
+    found = combined(judged((EASY, FAILS), (SMOOTH, HOLDS), (LATE, HOLDS)))
+    assert found.holds == "with sigmoids or on trained networks"
+
+
+def test_where_no_condition_decides_settings_are_counted():
     more = [setting(f"{n}", images=4, more=f"on {n}") for n in range(6)]
-    found = combined(judged((EASY, FAILS), *((one, HOLDS) for one in more)))
-    assert found.holds == "on 0 or on 1 or on 2 or in 3 other settings"
+    late = [setting(f"{n}", images=4, more=f"on {n}", trained=True) for n in range(3)]
+    found = combined(
+        judged(*((one, HOLDS) for one in more), (EASY, FAILS), *((one, FAILS) for one in late))
+    )
+    assert found.holds == "in 6 of 10 settings, all on untrained networks"
+    assert found.fails == "in 4 of 10 settings"
+    one = combined(judged((late[0], HOLDS), *((where, FAILS) for where in (*more, EASY, LATE))))
+    assert one.holds == "on trained networks on 0"
 
 
 def test_labels_say_nothing_about_images():
     labels = setting("labels", what="labels", images=4)
     found = combined(judged((labels, HOLDS), (EASY, OPEN)))
-    assert (found.grade, found.holds, found.open) == (CONDITION, "with labels", "with images")
+    assert (found.grade, found.holds, found.open) == (CONDITION, "for labels", "for images")
 
 
 def test_a_setting_with_too_few_networks_counts_only_where_no_other_was_decided():

@@ -1,4 +1,16 @@
-"""Pages that load nothing from another host, and pictures that keep their alt text."""
+"""Pages that load nothing from another host, with no more of MathJax than they use."""
+
+from pathlib import Path
+
+# The bundle that pages load, its fonts, what it fetches for rare commands, and its reader aloud.
+MATHJAX = (
+    "tex-chtml.js",
+    "output/chtml",
+    "input/tex",
+    "a11y",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+)
 
 
 def without_thebe(app, pagename, templatename, context, doctree):
@@ -11,6 +23,16 @@ def without_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def prune_mathjax(app, exception) -> None:
+    """Leave only what `MATHJAX` names; the extension that brings it copies all of it."""
+    folder = Path(app.outdir) / "_static" / "mathjax"
+    kept = tuple(folder / name for name in MATHJAX)
+    for file in folder.rglob("*") if exception is None else ():
+        if file.is_file() and not any(file.is_relative_to(path) for path in kept):
+            file.unlink()
+
+
 def setup(app):
     app.connect("html-page-context", without_thebe, priority=900)
+    app.connect("build-finished", prune_mathjax, priority=900)  # after the copy
     return {"parallel_read_safe": True, "parallel_write_safe": True}

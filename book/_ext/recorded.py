@@ -3,7 +3,8 @@
 Every chapter gets a card: its objectives, and what the reference run took and on what. Directives:
 
 claim N           a sentence of the paper, and what the chapter of verdicts says of it
-chapter-figure    a picture of a chapter, on another page: NOTEBOOK NAME, the caption as content
+chapter-figure    a picture of a chapter, on another page: its NAME, the caption as content
+chapter-table     a table of a chapter, on another page: NOTEBOOK and the label of its region
 downloads         a table of files to take away
 chapter-times     a table of what the chapters took
 recorded-table    a file of book/results, as means over runs
@@ -13,6 +14,7 @@ import ast
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,10 +23,12 @@ from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+from gleak.study.book import in_page
 from gleak.study.criterion import BADGES
-from gleak.study.verdicts import COLUMNS
+from gleak.study.words import readable
 
 SUMMARY = "12_verdicts"  # the chapter that sums up the verdicts
+SHORT = {"any": "Best method", "paper": "Paper's method"}  # columns of verdicts
 
 
 def notebooks(env) -> dict[str, dict]:
@@ -65,8 +69,13 @@ def glued(env, name: str) -> str | None:
 
 def link(env, chapter: str, text: str = "") -> nodes.Node:
     """A reference to a chapter, by its title where there is no text."""
+    return link_to(env, f"/notebooks/{chapter}", text)
+
+
+def link_to(env, page: str, text: str = "") -> nodes.Node:
+    """A reference to a page of the book, as in the table of contents with a slash before it."""
     reference = addnodes.pending_xref(
-        refdomain="std", reftype="doc", reftarget=f"/notebooks/{chapter}", refdoc=env.docname,
+        refdomain="std", reftype="doc", reftarget=page, refdoc=env.docname,
         refexplicit=bool(text), refwarn=True,
     )  # fmt: skip
     reference += nodes.inline("", text)
@@ -84,41 +93,49 @@ class Claim(SphinxDirective):
         row = nodes.container(classes=["claim"])
         self.state.nested_parse(self.content, self.content_offset, row)
         row[0].insert(0, nodes.strong("", f"{number}. "))
-        for column, name in COLUMNS.items():
+        found = glued(self.env, f"headline_{number}")
+        if found is None:
+            text = "No chapter has recorded a verdict on it."
+            row += nodes.paragraph("", text, classes=["claim-found"])
+            return [row]
+        row += nodes.paragraph("", found, classes=["claim-found"])
+        line = nodes.paragraph("", classes=["claim-found"])
+        for column, name in SHORT.items():
             grade = glued(self.env, f"grade_{number}_{column}")
-            if grade is None:
-                text = f"{name}: No chapter has recorded a verdict on it."
-                row += nodes.paragraph("", text, classes=["claim-found"])
-                continue
+            line += nodes.Text(f"{name}: ")
             badge = nodes.inline(classes=[f"badge-{BADGES[grade]}"])
             badge += link(self.env, SUMMARY, grade)
-            words = nodes.Text(f" {glued(self.env, f'claim_{number}_{column}')}")
-            row += nodes.paragraph("", "", badge, words, classes=["claim-found"])
+            line += [badge, nodes.Text(" ")]
+        row += line
         return [row]
 
 
 class ChapterFigure(SphinxDirective):
-    """A chapter's figure, with its alt text: the chapter and the figure's name as arguments."""
+    """A figure of some chapter, by its name, with its alt text and a link to the chapter."""
 
-    required_arguments = 2
+    required_arguments = 1
     has_content = True
 
     def run(self):
-        chapter, name = self.arguments
-        data = next(
+        (name,) = self.arguments
+        chapter, data = next(
             (
-                output
-                for cell, output in outputs(notebooks(self.env)[chapter])
+                (chapter, output)
+                for chapter, notebook in notebooks(self.env).items()
+                for cell, output in outputs(notebook)
                 if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
                 and {"image/png", "text/html"} & set(output["data"])
             ),
-            None,
+            (None, None),
         )
         if data is None:  # a test sees to it that no such page is published
-            return [nodes.paragraph("", f"{chapter} has not been executed since {name} was added.")]
+            return [nodes.paragraph("", f"{name} has not been executed.")]
         figure = nodes.figure(classes=["chapter-figure"])
         if "text/html" in data["data"]:
             figure += nodes.raw("", "".join(data["data"]["text/html"]), format="html")
+        elif "image/svg+xml" in data["data"]:
+            drawn = in_page("".join(data["data"]["image/svg+xml"]))
+            figure += nodes.raw("", drawn, format="html")
         else:
             file = Path(self.env.app.outdir).parent / "chapter-figures" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +144,30 @@ class ChapterFigure(SphinxDirective):
             figure += nodes.image(uri=uri, alt=data["metadata"]["image/png"]["alt"])
         text = nodes.container()
         self.state.nested_parse(self.content, self.content_offset, text)
-        figure += nodes.caption("", "", *text[0].children)
+        caption = nodes.caption("", "", *text[0].children)
+        caption += [nodes.Text(" From "), link(self.env, chapter), nodes.Text(".")]
+        figure += caption
         return [figure]
+
+
+class ChapterTable(SphinxDirective):
+    """A chapter's table, found by its `aria-label`, with its links made to fit this page."""
+
+    required_arguments = 2
+    final_argument_whitespace = True
+
+    def run(self):
+        chapter, label = self.arguments
+        pages = (
+            "".join(output["data"].get("text/html", ""))
+            for _, output in outputs(notebooks(self.env)[chapter])
+        )
+        page = next((page for page in pages if f'aria-label="{label}"' in page), None)
+        if page is None:
+            return [nodes.paragraph("", f"{chapter} has not been executed.")]
+        folder = "../" * self.env.docname.count("/") + "notebooks/"
+        page = re.sub(r'href="(?=\d\d)', f'href="{folder}', page)
+        return [nodes.raw("", page, format="html")]
 
 
 class ChapterTimes(SphinxDirective):
@@ -194,6 +233,7 @@ class RecordedTable(SphinxDirective):
         groups = pd.read_csv(file, comment="#").groupby(by, sort=False)
         frame = groups[mean].mean()
         frame.insert(0, "runs", groups.size())
+        frame = readable(frame, "attack")
         rows = [
             [*map(str, key), f"{values[0]:.0f}", *(f"{value:.1f}" for value in values[1:])]
             for key, values in zip(frame.index, frame.to_numpy(), strict=True)
@@ -202,7 +242,8 @@ class RecordedTable(SphinxDirective):
             line[1:].strip() for line in file.read_text("utf-8").splitlines() if line[0] == "#"
         ]
         note = nodes.paragraph("", "; ".join(about) + ".", classes=["table-source"])
-        return [table([*by, *frame.columns.str.replace("_", " ")], rows), note]
+        head = [*map(str, frame.index.names), *frame.columns.str.replace("_", " ")]
+        return [table(head, rows), note]
 
 
 def table(head, rows) -> nodes.table:
@@ -277,6 +318,7 @@ def add_references(app, doctree, docname) -> None:
 def setup(app):
     app.add_directive("claim", Claim)
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("chapter-table", ChapterTable)
     app.add_directive("chapter-times", ChapterTimes)
     app.add_directive("downloads", Downloads)
     app.add_directive("recorded-table", RecordedTable)

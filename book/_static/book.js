@@ -24,9 +24,37 @@ document.addEventListener("DOMContentLoaded", () => {
     wipe();
     figure.querySelector(".control").hidden = false;
   }
-  // What scrolls sideways has to be within reach of the keyboard.
-  for (const table of document.querySelectorAll(".bd-content table")) {
-    table.tabIndex = 0;
+  // What scrolls sideways says so, and is within reach of the keyboard.
+  for (const table of document.querySelectorAll(".bd-content article table")) {
+    if (table.closest(".gleak-scroll, .pst-scrollable-table-container")) continue;
+    const box = document.createElement("div");
+    box.className = "gleak-scroll";
+    table.replaceWith(box);
+    box.append(table);
+  }
+  for (const box of document.querySelectorAll(".gleak-scroll")) {
+    box.classList.toggle("long", box.querySelector("table").rows.length > 40);
+  }
+  for (const row of document.querySelectorAll(".bd-content article tr")) {
+    const before = row.previousElementSibling?.firstColumn ?? 0;  // rows that a cell above still spans
+    if (!before) row.cells[0]?.classList.add("stays");
+    row.firstColumn = (before || row.cells[0]?.rowSpan || 1) - 1;
+  }
+  const boxes = ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container";
+  for (const box of document.querySelectorAll(boxes)) {
+    const sign = document.createElement("span");
+    sign.className = "gleak-more";
+    sign.setAttribute("aria-hidden", "true");
+    sign.textContent = "there is more \u2192";
+    box.before(sign);
+    const look = () => {
+      const hidden = box.scrollWidth - box.clientWidth;
+      sign.hidden = hidden - box.scrollLeft < 2;
+      box.classList.toggle("more", !sign.hidden);
+      if (hidden > 0) box.tabIndex = 0; else box.removeAttribute("tabindex");
+    };
+    box.addEventListener("scroll", look);
+    new ResizeObserver(look).observe(box);
   }
   // The theme's arrows that unfold a part of the contents have no name of their own.
   for (const arrow of document.querySelectorAll(".bd-sidebar summary")) {

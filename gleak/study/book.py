@@ -6,10 +6,11 @@ from dataclasses import asdict, fields
 
 import myst_nb
 import pandas as pd
+from docutils import nodes
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
-from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.summary import Summary, case_name, combined, method, telling
 from gleak.study.tables import rendered
 from gleak.study.verdicts import (
     COLUMNS,
@@ -119,7 +120,7 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
         row = telling(chosen, found.grade)
         said = in_words(found)
         kind = case_name(found.grade).capitalize() if len(rows) > 1 else "Here"
-        case = f"{kind}: {row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        case = f"{kind}: {row.setting}, {method(row)}: {row.numbers}; {row.reason}."
         start = f"{name[0].upper()}{name[1:]}: "
         lines.append(f"<p>{start}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
         plain.append(f"{start}{found.grade}{said}. {case}")
@@ -135,11 +136,11 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
 def each_setting(frame: pd.DataFrame, title: str) -> str:
     """A table to unfold; frame: the rows of a verdict on one claim."""
     body = ""
-    for number, row in enumerate(frame.itertuples()):
+    for number, (_, row) in enumerate(frame.iterrows()):
         first = number % len(COLUMNS) == 0  # of its setting
         header = f'<th scope="rowgroup" rowspan="{len(COLUMNS)}">{html.escape(row.setting)}</th>'
         cells = (
-            html.escape(f"{row.column}: {row.method}"),
+            html.escape(f"{row.column}: {method(row)}"),
             badge(row.grade),
             html.escape(row.numbers),
             html.escape(row.reason),
@@ -191,9 +192,10 @@ def verdicts() -> pd.DataFrame:
 
 
 class AltText:
-    """Gives a picture the alt text that `figures.show` stored with it (a MyST-NB mime plugin).
+    """Shows what `figures.show` stored, with its alt text (a MyST-NB mime plugin).
 
-    It also passes over the records of verdicts.
+    A drawn figure goes into the page itself, whose colours it takes. Records of verdicts are passed
+    over.
     """
 
     mime_priority_overrides = ()
@@ -203,8 +205,17 @@ class AltText:
         if data.mime_type == MIME:
             return []  # a record is not for readers; the box beside it is
         alt = data.output_metadata.get("image/png", {}).get("alt")
-        if data.mime_type != "image/png" or alt is None or inline:
+        if alt is None or inline:
             return None  # left to MyST-NB
+        if data.mime_type == "image/svg+xml":
+            return [nodes.raw("", in_page(data.string), format="html")]
+        if data.mime_type != "image/png":
+            return None
         (image,) = renderer.render_image(data)
         image["alt"] = alt
         return [image]
+
+
+def in_page(drawn: str) -> str:
+    """A drawn figure as a part of a page; see the book's style sheet."""
+    return f'<div class="gleak-figure">{drawn}</div>'

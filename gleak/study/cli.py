@@ -349,6 +349,24 @@ def pdf():
     click.echo(f"the book: {shown(file)}")
 
 
+@main.command()
+def slides():
+    """Make an hour's slides from the executed chapters, one HTML file."""
+    from gleak.study import slides as hour
+
+    root = chapters.root()
+    file = root / "_build" / "slides.html"
+    file.parent.mkdir(exist_ok=True)
+    title = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["title"]
+    parts = hour.stops(root / "book" / "hour.yml")
+    try:
+        page = hour.deck(parts, root / "notebooks", root / "book" / "_static", title)
+    except LookupError as error:
+        raise click.ClickException(str(error)) from error
+    file.write_text(page, encoding="utf-8")
+    click.echo(f"the slides: {shown(file)}")
+
+
 def build_pages(source: Path, target: Path, builder: str) -> Path:
     """Run Jupyter Book, and return the first page."""
     command: list[str | Path] = [Path(sys.executable).with_name("jupyter-book"), "build", source]

@@ -142,7 +142,8 @@ def counted(n: int, unit: str) -> str:
 
 def too_few(n: int, unit: str) -> str:
     """Why so few units show nothing."""
-    return f"measured on {counted(n, unit)}, and a verdict takes {LEAST} or more"
+    were = "was" if n == 1 else "were"
+    return f"only {counted(n, unit)} {were} measured, and a verdict takes {LEAST} or more"
 
 
 def spread(found: Interval, pattern: str) -> str:
@@ -191,18 +192,20 @@ def labels(method: str, share: ArrayLike, even: ArrayLike, unit: str = "network"
     elif grade == HOLDS:
         reason = "nearly all labels come back"
     elif grade == OPEN:
-        start = "more than a guess" if part.low > 0 else "a guess"
-        reason = f"the interval reaches from {start} to nearly all labels"
+        reason = (
+            "more than a guess comes back, but whether nearly all does is too close to call"
+            if part.low > 0
+            else "the spread is too wide: anything from a guess to nearly all labels is possible"
+        )
     elif part.low > 0:
-        reason = "labels leak in part: more than a guess, not nearly all"
+        reason = "part of the labels come back: more than by guessing, and not nearly all"
     elif part.high < 0:
-        reason = "worse than an even guess"
+        reason = "fewer labels are right than by guessing"
     else:
-        reason = "not shown to beat an even guess"
+        reason = "no more labels are right than by guessing, as far as can be told"
     numbers = (
-        f"{right.mean():.0%} of the labels right, by an even guess {guess.mean():.0%}; "
-        f"{part.mean:.0%} of what a guess leaves open{spread(part, '.0%')}, "
-        f"{counted(part.n, unit)}"
+        f"{right.mean():.0%} of the labels right, {guess.mean():.0%} by an even guess; "
+        f"{part.mean:.0%} of what a guess leaves open{spread(part, '.0%')}, {counted(part.n, unit)}"
     )
     short = f"{right.mean():.0%} / {guess.mean():.0%}"
     return Finding(method, grade, numbers, short, reason, part.n, unit, *judged[:3])
@@ -226,13 +229,13 @@ def images(
     elif grade == HOLDS:
         reason = "more comes back than a thumbnail shows"
     elif grade == FAILS and shown.low > 0:
-        reason = "something leaks, but less than a thumbnail shows"
+        reason = "something comes back, but less than a thumbnail shows"
     elif grade == FAILS and shown.high < 0:
-        reason = "worse than one flat colour"
+        reason = "what comes back is worse than one flat colour"
     elif grade == FAILS:
-        reason = "not shown to beat one flat colour"
+        reason = "what comes back is no better than one flat colour, as far as can be told"
     else:
-        reason = "the interval lies on both sides of the thumbnails"
+        reason = "too close to the thumbnails to call"
     numbers = (
         f"{reached.mean():.1f} dB, {ahead.mean:+z.1f} dB against 8×8 thumbnails"
         f"{spread(ahead, '+z.1f')}, a flat colour {plain.mean():.1f} dB, {counted(ahead.n, unit)}"
@@ -257,13 +260,14 @@ def spoilt(
     if after.n < LEAST:
         reason = too_few(after.n, unit)
     elif decided(before) != HOLDS:
-        grade, reason = OPEN, "right labels are not shown to bring images back: none to lose"
+        grade = OPEN
+        reason = "with the right labels no images are shown to come back: there are none to lose"
     elif grade == HOLDS:
         reason = "one wrong label, and the other images fall below their thumbnails"
     elif grade == FAILS:
-        reason = "the other images still beat their thumbnails"
+        reason = "the other images still come back better than their thumbnails"
     else:
-        reason = "the interval with a wrong label lies on both sides of the thumbnails"
+        reason = "with a wrong label, too close to the thumbnails to call"
     numbers = (
         f"the other images fall from {whole.mean():.1f} to {broken.mean():.1f} dB, "
         f"{after.mean:+z.1f} dB against 8×8 thumbnails{spread(after, '+z.1f')}, "
@@ -297,15 +301,15 @@ def fused(
     if left.n < LEAST:
         reason = too_few(left.n, unit)
     elif decided(interval(apart)) != HOLDS:
-        grade, reason = OPEN, "differences do not come back with distinct labels either"
+        grade, reason = OPEN, "the differences do not come back with distinct labels either"
     elif grade == HOLDS and kept.low <= 0:
-        grade, reason = OPEN, "the differences are lost, and the mean is not shown to come back"
+        grade, reason = OPEN, "the differences are lost, and so may be the mean"
     elif grade == HOLDS:
         reason = "the mean of the class comes back, most of the differences do not"
     elif grade == FAILS:
         reason = "most of the differences between the images come back"
     else:
-        reason = f"the interval of what is left holds the bar of {LOST:.0%}"
+        reason = f"what is left of the differences is too close to {LOST:.0%} to call"
     numbers = (
         f"{left.mean:.0%} of the differences are left{spread(left, '.0%')}, the restored mean is "
         f"{kept.mean:+z.1f} dB from what the mean scores for each image, {counted(left.n, unit)}"
@@ -337,24 +341,27 @@ def ahead(
     """
     ours, theirs, least = (np.asarray(values, float) for values in (reached, rival, bar))
     lead, better = interval(ours - theirs), interval(np.maximum(ours, theirs) - least)
-    bar_name, pattern = ("thumbnails", "+z.1f") if of == "images" else ("an even guess", "+z.2f")
+    bar_name, has, pattern = {
+        "images": ("the thumbnails", "the thumbnails have", "+z.1f"),
+        "labels": ("an even guess", "an even guess has", "+z.2f"),
+    }[of]
     grade, lacks = decided(lead), list(missing)
     if better.mean <= 0 or (better.n >= LEAST and better.low <= 0):
-        side = "below" if better.high < 0 or better.n < LEAST else "not shown to be above"
-        grade, reason = OPEN, f"a ranking of two methods {side} {bar_name}"
+        is_above = "is" if better.high < 0 or better.n < LEAST else "is shown to be"
+        grade, reason = OPEN, f"neither method {is_above} above {bar_name}, so a lead says nothing"
         if lead.n < LEAST:
-            reason += f", {too_few(lead.n, unit)}"
+            reason += f"; {too_few(lead.n, unit)}"
     elif lead.n < LEAST:
         reason = too_few(lead.n, unit)
     elif grade == HOLDS and lacks:
-        grade, reason = OPEN, f"ahead of a GradInversion without {' and '.join(lacks)}"
+        grade, reason = OPEN, f"ahead, but GradInversion ran without {' and '.join(lacks)}"
     elif grade == HOLDS:
         reason = "ahead of GradInversion"
     elif grade == FAILS:
         reason = "behind GradInversion"
-        reason += f", though that ran without {' and '.join(lacks)}" if lacks else ""
+        reason += f", which even ran without {' and '.join(lacks)}" if lacks else ""
     else:
-        reason = "the interval of the lead holds zero"
+        reason = "too close to GradInversion to call"
     size = (
         f"{ours.mean():.1f} against {theirs.mean():.1f} dB"
         if of == "images"
@@ -363,7 +370,7 @@ def ahead(
     measure = " dB" if of == "images" else ""
     numbers = (
         f"{size}, a lead of {lead.mean:{pattern}}{measure}{spread(lead, pattern)}; "
-        f"{bar_name} {least.mean():{'.1f' if of == 'images' else '.0%'}}{measure}, "
+        f"{has} {least.mean():{'.1f' if of == 'images' else '.0%'}}{measure}, "
         f"{counted(lead.n, unit)}"
     )
     short = f"{lead.mean:{pattern}}{measure}"

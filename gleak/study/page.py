@@ -218,7 +218,7 @@ def gallery(images: Sequence[torch.Tensor], alts: Sequence[str], captions: Seque
 def figure(drawn: Figure, alt: str, caption: Part = "") -> Html:
     """A figure of matplotlib, on the white ground that it was drawn for."""
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    drawn.savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     picture = void("img", src=data_uri(buffer.getvalue()), alt=alt)
     words = [element("figcaption", caption)] if caption else []
     return element("figure", picture, *words, class_="chart")

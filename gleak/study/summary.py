@@ -1,15 +1,16 @@
 """Several settings in one grade, and what sets those where a claim holds apart from the others."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from gleak.study.criterion import CONDITION, FAILS, HOLDS, LEAST, OPEN
 from gleak.study.verdicts import CONDITIONS, KEYS
+from gleak.study.words import name
 
-ALTERNATIVES = 3  # conditions that are named one beside the other; more are counted
+ALTERNATIVES = 2  # conditions that are named one beside the other; more are counted
 
 
 @dataclass(frozen=True)
@@ -47,33 +48,57 @@ def combined(rows: pd.DataFrame) -> Summary:
 
 
 def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
-    """What sets rows apart from others in words: for each the fewest conditions that do, or itself.
+    """Where rows lie as opposed to others, in words.
+
+    That is the conditions that tell them apart where one or two do. Otherwise settings are
+    counted, with what all of them have in common and the others do not.
 
     >>> from gleak.study.verdicts import setting
-    >>> here = pd.DataFrame([setting("a", images=4), setting("b", images=50)])
-    >>> where(here, pd.DataFrame([setting("c", images=4, trained=True)]))
+    >>> here = pd.DataFrame([vars(setting("a", images=4)), vars(setting("b", images=50))])
+    >>> where(here, pd.DataFrame([vars(setting("c", images=4, trained=True))]))
     'on untrained networks'
     """
-    told = list(dict.fromkeys(apart(row, others) for _, row in rows.iterrows()))
-    if len(told) > ALTERNATIVES + 1:
-        left = len(told) - ALTERNATIVES
-        told = [*told[:ALTERNATIVES], f"in {left} other settings"]
-    return " or ".join(told)
+    if rows.empty:
+        return ""
+    told: dict[str, None] = {}  # in order
+    rest = others[KEYS].to_dict("records")
+    for row in rows[KEYS].to_dict("records"):
+        told[apart(row, rest)] = None
+        if "" in told or len(told) > ALTERNATIVES:
+            break
+    else:
+        return " or ".join(told)
+    count = f"in {len(rows)} of {len(rows) + len(others)} settings"
+    shared = common(rows, others)
+    return f"{count}, {'all ' * (len(rows) > 1)}{shared}" if shared else count
 
 
-def apart(row: pd.Series, others: pd.DataFrame) -> str:
+def apart(row: Mapping[Hashable, str], others: Sequence[Mapping[Hashable, str]]) -> str:
     """The fewest conditions of a row that none of the others has together, in words.
 
-    What else tells it apart, its network for instance, is named only where these do not.
+    What else tells it apart, its network for instance, is named only where these do not. Empty
+    where nothing does.
     """
     also = [key for key in KEYS if key not in CONDITIONS and row[key]]
     for more in ([], also):
         for size in range(1 if not more else 0, len(CONDITIONS) + 1):
             for few in itertools.combinations(CONDITIONS, size):
                 keys = [*few, *more]
-                if others.empty or not (others[keys] == row[keys]).all(axis=1).any():
+                if not any(all(other[key] == row[key] for key in keys) for other in others):
                     return named({key: row[key] for key in keys})
-    return f"in this setting: {row.setting}"
+    return ""
+
+
+def common(rows: pd.DataFrame, others: pd.DataFrame) -> str:
+    """The conditions that all rows have and not all of the others, in words."""
+    first = rows.iloc[0]
+    keys = [
+        key
+        for key in CONDITIONS
+        if (rows[key] == first[key]).all() and not (others[key] == first[key]).all()
+    ]
+    *start, last = [named({key: first[key]}) for key in keys] or [""]
+    return f"{', '.join(start)} and {last}" if start else last
 
 
 def named(chosen: Mapping[str, str]) -> str:
@@ -81,9 +106,17 @@ def named(chosen: Mapping[str, str]) -> str:
     return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
 
 
+def method(row: pd.Series) -> str:
+    """The method of a row in readers' words."""
+    images = "attack" if row["update"] == "FedSGD" else "procedure"
+    return name(row["method"], "rule" if row["what"] == "labels" else images)
+
+
 def case_name(grade: str) -> str:
     """What the row that a grade rests on is among the others."""
-    return "the hardest case" if grade in (HOLDS, CONDITION) else "the best case"
+    if grade in (HOLDS, CONDITION):
+        return "the hardest case in which it holds"
+    return "the case that comes closest"
 
 
 def telling(rows: pd.DataFrame, grade: str) -> pd.Series:

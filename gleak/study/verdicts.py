@@ -19,11 +19,14 @@ SMALL = 64  # pixels a side: small up to here (mostly 32), then large (112 to 22
 
 # Conditions of the summary, and what they are called where a claim holds under one.
 CONDITIONS: dict[str, dict[str, str]] = {
-    "what": {"labels": "with labels", "images": "with images"},
+    "what": {"labels": "for labels", "images": "for images"},
     "stage": {"untrained": "on untrained networks", "trained": "on trained networks"},
     "update": {"FedSGD": "from gradients", "FedAvg": "from weights after local training"},
     "batch": {"few": f"for up to {FEW} images", "many": f"for more than {FEW} images"},
-    "pixels": {"small": f"at up to {SMALL} pixels", "large": f"at more than {SMALL} pixels"},
+    "pixels": {
+        "small": f"with pictures of up to {SMALL} pixels",
+        "large": f"with pictures of more than {SMALL} pixels",
+    },
 }
 KEYS = [*CONDITIONS, "more"]
 

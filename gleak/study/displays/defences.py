@@ -32,6 +32,12 @@ def means(results: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["strength", "seed"])
 
 
+def overview(results: pd.DataFrame) -> pd.DataFrame:
+    """What a reader needs of the means: PSNR and labels of both attackers, accuracy."""
+    columns = ["usual", "knowing", "labels_usual", "labels_knowing", "accuracy"]
+    return means(results)[columns].rename_axis("defence")
+
+
 def leaks_and_costs(results: pd.DataFrame) -> tuple[Figure, str]:
     """Labels, images and accuracy under each defence, for both attackers; figure and alt text."""
     labels, images, kept = "labels right (share)", "PSNR of the images (dB)", "accuracy kept"
@@ -79,21 +85,23 @@ def glue_results(results: pd.DataFrame) -> None:
     glue("clip_labels_usual", 100 * table["labels_usual"]["clip to norm 0.2"])
 
 
-def check_results(results: pd.DataFrame) -> None:
-    """Print whether the claims on defences hold."""
+def result_claims(results: pd.DataFrame) -> dict[str, bool]:
+    """Whether the claims on defences hold."""
     table, thumb8 = means(results), results["thumb8"].mean()
     best, usual, accuracy = table["knowing"], table["usual"], table["accuracy"]
     leaking = (best[["clip to norm 0.2", "8 bits", "noise 0.003"]] > thumb8 + 1).all()
-    print(f"clipping, 8 bits and weak noise leave more than a thumbnail: {leaking}")
-    print(f"noise of 0.03 leaves less than a thumbnail: {best['noise 0.03'] < thumb8}")
-    cheap = accuracy["nothing"] - accuracy["noise 0.03"] < 0.05
-    print(f"noise of 0.03 costs less than 5 % accuracy: {cheap}")
-    hidden = best["secure sum of 4 clients"] < thumb8
-    print(f"a secure sum leaves less than a thumbnail: {hidden}")
     gain = best["8 local steps"] - usual["8 local steps"]
-    print(f"knowing about local steps is worth 2 dB: {gain > 2}")
     unproven = table["labels_knowing"].drop(["private secure sum, z = 1"])
-    print(f"labels outlive every defence without a proof: {(unproven > 0.7).all()}")
+    return {
+        "clipping, 8 bits and weak noise leave more than a thumbnail": bool(leaking),
+        "noise of 0.03 leaves less than a thumbnail": bool(best["noise 0.03"] < thumb8),
+        "noise of 0.03 costs less than 5 % accuracy": bool(
+            accuracy["nothing"] - accuracy["noise 0.03"] < 0.05
+        ),
+        "a secure sum leaves less than a thumbnail": bool(best["secure sum of 4 clients"] < thumb8),
+        "knowing about local steps is worth 2 dB": bool(gain > 2),
+        "first updates: labels outlive every defence without a proof": bool((unproven > 0.7).all()),
+    }
 
 
 def by_size(frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,15 +123,18 @@ def batches(frame: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:
     return table.round(2)
 
 
-def check_batches(frame: pd.DataFrame) -> None:
-    """Print whether the claims on larger batches hold."""
+def batch_claims(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether the claims on larger batches hold."""
     table = by_size(frame)
     psnr = table["psnr"]
-    print(f"an image alone is restored exactly: {psnr[1] > 50}")
-    costs = (psnr.diff().iloc[1:] < -1).all()
-    print(f"each larger batch costs the attacker 1 dB or more: {costs}")
-    print(f"all images in one update, 5 dB less than in pairs: {psnr.iloc[-1] < psnr[2] - 5}")
-    print(f"nine labels of ten in every size: {table['labels'].min() > 0.9}")
+    return {
+        "an image alone is restored exactly": bool(psnr[1] > 50),
+        "each larger batch costs the attacker 1 dB or more": bool(
+            (psnr.diff().iloc[1:] < -1).all()
+        ),
+        "all images in one update, 5 dB less than in pairs": bool(psnr.iloc[-1] < psnr[2] - 5),
+        "nine labels of ten in every size": bool(table["labels"].min() > 0.9),
+    }
 
 
 def grown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -173,17 +184,20 @@ def later_update(leaks: pd.DataFrame, later: pd.DataFrame, steps: int) -> pd.Dat
     return table.round(2)
 
 
-def check_norms(frame: pd.DataFrame) -> None:
-    """Print whether updates grow."""
+def norm_claims(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether updates grow."""
     table = grown(frame)
-    larger = table["largest"].max() > 2 * table["mean"][0]
-    print(f"updates become more than twice as large during training: {larger}")
+    larger = bool(table["largest"].max() > 2 * table["mean"][0])
+    return {"updates become more than twice as large during training": larger}
 
 
-def check_later(results: pd.DataFrame, later: pd.DataFrame) -> None:
-    """Print whether the claims on later updates hold."""
+def later_claims(results: pd.DataFrame, later: pd.DataFrame) -> dict[str, bool]:
+    """Whether the claims on later updates hold."""
     thumb8 = results["thumb8"].mean()
-    more = alone(later).max() > thumb8 + 1
-    print(f"without a defence some of the largest updates leak more than a thumbnail: {more}")
     hidden = later[later["defence"] == "noise"]["knowing"].mean() < thumb8
-    print(f"through the noise they do not: {hidden}")
+    return {
+        "without a defence some of the largest updates leak more than a thumbnail": bool(
+            alone(later).max() > thumb8 + 1
+        ),
+        "through the noise they do not": bool(hidden),
+    }

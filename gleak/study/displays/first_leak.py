@@ -8,9 +8,10 @@ import torch
 from gleak.data import Batch
 from gleak.metrics import score_labels
 from gleak.study import criterion
-from gleak.study.book import glue, verdict
+from gleak.study.book import claims, glue, verdict
 from gleak.study.experiments import first_leak as experiment
 from gleak.study.verdicts import Setting, setting
+from gleak.study.words import name
 
 
 def glue_batch(batch: Batch) -> None:
@@ -35,9 +36,13 @@ def labels(batch: Batch, restored: Mapping[str, torch.Tensor]) -> pd.DataFrame:
 
 
 def check_labels(batch: Batch, restored: Mapping[str, torch.Tensor]) -> None:
-    """Print which of the zero-shot rules are exact."""
-    for method in ("zlg", "zlg-bias"):
-        print(f"{method} restores the labels exactly: {is_exact(batch, restored[method])}")
+    """Show which of the rules that need no data are exact."""
+    claims(
+        {
+            f"{name(rule, 'rule')} restores the labels exactly": is_exact(batch, restored[rule])
+            for rule in ("zlg", "zlg-bias")
+        }
+    )
 
 
 def is_exact(batch: Batch, counts: torch.Tensor) -> bool:
@@ -64,28 +69,46 @@ def starts(batch: Batch, runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def check_starts(batch: Batch, runs: Sequence[pd.DataFrame]) -> None:
-    """Print whether every start beats pictures that leak nothing."""
+    """Show whether every start beats pictures that leak nothing."""
     alone = experiment.starts(batch, runs)["alone in its class"]
     better = min(run["psnr"].mean() for run in runs) > runs[0]["mean_colour"].mean() + 2
-    print(f"from each start the mean beats a flat colour by 2 dB: {better}")
-    for start, run in enumerate(runs):
+    found = {"from each start the mean beats a flat colour by 2 dB": better}
+    for start, run in enumerate(runs, start=1):
         better = (run["psnr"] > run["thumb4"] + 1)[alone].all()
-        print(f"start {start}, alone in a class: 1 dB above a 4x4 thumbnail: {better}")
+        found[f"start {start}, alone in a class: 1 dB above a 4×4 thumbnail"] = bool(better)
+    claims(found)
 
 
-def glue_best(batch: Batch, best: pd.DataFrame) -> None:
-    """Keep what the prose says of the gradient read better; best: its scores."""
+def attacks(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """PSNR of each attack, the mean over the images and the worst of them, beside thumbnails."""
+    means = {
+        attack: {
+            "PSNR": run["psnr"].mean(),
+            "lowest": run["psnr"].min(),
+            "thumb8": run["thumb8"].mean(),
+        }
+        for attack, run in scores.items()
+    }
+    return pd.DataFrame(means).T.rename_axis("attack")
+
+
+def glue_best(batch: Batch, best: pd.DataFrame, paper: pd.DataFrame) -> None:
+    """Keep what the prose says of other attacks: scores of the study's and of the paper's."""
     glue("psnr_best", best["psnr"].mean())
+    glue("psnr_paper", paper["psnr"].mean())
     shared = (batch.label_counts[batch.labels] > 1).numpy()
     glue("psnr_best_shared", decibels(best["psnr"][shared]))
 
 
 def check_best(runs: Sequence[pd.DataFrame], best: pd.DataFrame) -> None:
-    """Print whether reading the gradient better beats the search and a thumbnail."""
-    better = best["psnr"].mean() > max(run["psnr"].mean() for run in runs) + 1
-    print(f"gleak beats the best start of the search above by 1 dB: {better}")
-    better = best["psnr"].mean() > best["thumb8"].mean() + 1
-    print(f"gleak beats an 8x8 thumbnail by 1 dB: {better}")
+    """Show whether reading the gradient better beats the search and a thumbnail."""
+    reached, searched = best["psnr"].mean(), max(run["psnr"].mean() for run in runs)
+    claims(
+        {
+            "the study's attack beats the best start of the search by 1 dB": reached > searched + 1,
+            "the study's attack beats 8×8 thumbnails by 1 dB": reached > best["thumb8"].mean() + 1,
+        }
+    )
 
 
 def where(batch: Batch, model: str, what: str) -> Setting:
@@ -107,11 +130,10 @@ def verdict_on_labels(batch: Batch, restored: Mapping[str, torch.Tensor], model:
 
 
 def verdict_on_images(
-    batch: Batch, runs: Sequence[pd.DataFrame], best: pd.DataFrame, model: str
+    batch: Batch, runs: Sequence[pd.DataFrame], others: Mapping[str, pd.DataFrame], model: str
 ) -> None:
-    """Claim 2; runs: scores of the starts of matching, best: of `gleak`."""
-    scores = pd.concat(
-        [pd.concat(runs).assign(attack="inverting-gradients"), best.assign(attack="gleak")]
-    )
+    """Claim 2; runs: scores of the starts of matching, others: of other attacks."""
+    named = [run.assign(attack=attack) for attack, run in others.items()]
+    scores = pd.concat([pd.concat(runs).assign(attack="inverting-gradients"), *named])
     found = criterion.image_columns(scores, [], name="gradient")
     verdict([2], [(where(batch, model, "images"), found)])

@@ -1,14 +1,17 @@
 """Chapter 03, how it is shown: tables, a figure, checks and verdicts of counts from weights."""
 
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from gleak import figures
 from gleak.study import criterion
-from gleak.study.book import Row, glue, verdict
+from gleak.study.book import Row, glue_all, verdict
+from gleak.study.displays import label_lines
+from gleak.study.displays.labels_fedsgd import network_name
 from gleak.study.experiments.labels_fedavg import DATA_METHODS
 from gleak.study.verdicts import setting
+from gleak.study.words import name
+
+LINES = ["even", "idlg", "ilrg", "zlg", "gleak"]
 
 
 def by_method(frame: pd.DataFrame) -> pd.Series:
@@ -22,46 +25,55 @@ def zero_shot(scores: pd.Series, guess: bool = False) -> pd.Series:
     return scores.drop(left_out, errors="ignore")
 
 
-def local_training(frame: pd.DataFrame) -> pd.DataFrame:
+def by_local_steps(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """The share of labels over local steps at the largest rate, a panel for each stage."""
+    hard = frame[frame.lr == frame.lr.max()]
+    panels = {
+        f"{steps} steps at the server" if steps else "untrained": runs
+        for steps, runs in hard.groupby("steps")
+    }
+    rules = [rule for rule in LINES if rule in set(frame.method)]
+    return label_lines.lines(panels, "s", "local steps", rules, criterion.TRAINED)
+
+
+def by_stage(frame: pd.DataFrame) -> pd.DataFrame:
+    """Small: the share of labels by stage and local epochs, over all rates and batch sizes."""
+    shown = ["even", "zlg", "ilrg", "idlg", "gleak", "rlu"]
+    table = frame.pivot_table("instance", ["steps", "E"], "method")
+    return table[[method for method in shown if method in table]]
+
+
+def whole_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """The share of labels by stage, learning rate, epochs and batch size."""
-    shown = ["even", "zlg", "zlg-bias, start", "zlg-bias, average", "zlg-bias, end"]
-    shown += ["llg", "idlg", "ilrg", "gleak", "rlu", "confusion"]
+    shown = ["even", "zlg", "llg", "idlg", "ilrg", "gleak", "rlu"]
     named = frame.assign(lr=frame.lr.map("{:g}".format))
     named = named.pivot_table("instance", ["steps", "lr", "E", "B"], "method")
     return named[[method for method in shown if method in named]]
 
 
-def by_local_steps(frame: pd.DataFrame, falls: bool) -> tuple[Figure, str]:
-    """The share of labels over local steps at the smallest rate, a panel for each stage.
+def places(frame: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rule on the bias with its softmax at three places of the path, by stage."""
+    along = [f"zlg-bias, {place}" for place in ("start", "average", "end")]
+    return frame.pivot_table("instance", "steps", "method")[along]
 
-    falls: whether the alt text says that trained networks lie lower.
-    """
-    small, steps = frame[frame.lr == frame.lr.min()], frame.steps.unique()
-    styles = {"even": "k:", "zlg": "C1-", "ilrg": "C2-", "idlg": "C4-", "gleak": "C0-"}
-    with plt.rc_context(figures.STYLE):
-        figure, axes = plt.subplots(
-            1, len(steps), figsize=(8, 2.8), sharey=True, layout="constrained", squeeze=False
-        )
-        for axis, step in zip(axes[0], steps, strict=True):
-            lines = small[small.steps == step].pivot_table("instance", "s", "method")
-            for method in [name for name in styles if name in lines]:
-                axis.plot(lines.index, lines[method], styles[method], marker=".", label=method)
-            axis.set(title=f"{step} steps at the server", xlabel="local steps", xscale="log")
-        axes[0, 0].set_ylabel("instance accuracy")
-        axes[0, -1].legend(fontsize=7)
-    alt = (
-        "One panel for each stage of training, with a line for each method: instance accuracy over "
-        "local steps."
+
+def most_epochs(frame: pd.DataFrame, known: pd.DataFrame) -> None:
+    """Keep what the prose says: of the most epochs, and of how well the networks know digits."""
+    long = by_method(longest(frame))
+    rivals = zero_shot(long)
+    late = known[known.steps == known.steps.max()]["test accuracy"]
+    glue_all(
+        {
+            "long_gleak": long["gleak"],
+            "long_rival": name(rivals.idxmax(), "rule"),
+            "long_score": rivals.max(),
+            "long_even": long["even"],
+            "trainings": frame.training.nunique(),
+            "last": frame.steps.max(),
+            "accuracy": late.mean(),
+            "accuracy_least": late.min(),
+        }
     )
-    low = " On the untrained network the methods stay near one; on trained networks they lie lower."
-    return figure, alt + low * falls
-
-
-def overall(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over the grid by method."""
-    mean = frame.groupby("method").instance.agg(["mean", "std", "sem"])
-    mean.columns = ["mean", "spread over batches", "standard error"]
-    return mean.sort_values("mean", ascending=False)
 
 
 def longest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,43 +81,34 @@ def longest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["E"] == frame["E"].max()]
 
 
-def shortest(frame: pd.DataFrame) -> pd.Series:
-    """Method -> share of labels at the first stage, fewest epochs and smallest learning rate."""
-    first = (frame.steps == frame.steps.min()) & (frame["E"] == frame["E"].min())
-    return by_method(frame[first & (frame.lr == frame.lr.min())])
+def claims_local_training(frame: pd.DataFrame, known: pd.DataFrame) -> dict[str, bool]:
+    """The claims on local training, and whether they hold."""
+    total = by_method(frame)
+    end = by_method(frame[frame.steps == frame.steps.max()])
+    first = by_method(frame[(frame.steps == 0) & (frame["E"] == frame["E"].min())])
+    late = known[known.steps == known.steps.max()]["test accuracy"]
+    return {
+        "at the last stage networks name 90 % of the clients' images": late.mean() >= 0.9,
+        "untrained, one epoch: the study's rule names 90 % of the labels": first["gleak"] >= 0.9,
+        "the study's rule is ahead of every other rule without data and of the guess": (
+            total["gleak"] > zero_shot(total, guess=True).max()
+        ),
+        "at the last stage the paper's rule is within 0.1 of the guess or below": (
+            end["zlg"] < end["even"] + 0.1
+        ),
+    }
 
 
-def most_epochs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The share of labels with the most epochs by stage, with what the prose says of it."""
-    long = longest(frame).pivot_table("instance", "method", "steps")
-    long["all"] = by_method(longest(frame))
-    rivals = zero_shot(long["all"])
-    glue("long_gleak", long["all"]["gleak"])
-    glue("long_rival", rivals.idxmax())
-    glue("long_score", rivals.max())
-    return long.sort_values("all")
+def deep(frame: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the deep network."""
+    return frame.groupby("method")[["instance", "even", "exact"]].mean()
 
 
-def check_local_training(frame: pd.DataFrame) -> None:
-    """Print whether the claims on local training hold."""
-    total, long, first = by_method(frame), by_method(longest(frame)), shortest(frame)
-    ahead = total["gleak"] > zero_shot(total, guess=True).max() + 0.03
-    print(f"gleak is ahead of every zero-shot rule by 0.03: {ahead}")
-    ahead = long["gleak"] > zero_shot(long).max() + 0.03
-    print(f"with the most epochs too: {ahead}")
-    print(f"untrained, one epoch: 97 % of the labels: {first['gleak'] >= 0.97}")
-    print(f"ahead of guessing by 0.1: {total['gleak'] > total['even'] + 0.1}")
-
-
-def deep(frame: pd.DataFrame) -> pd.DataFrame | None:
-    """The scores of the deep network, None where it was not run."""
-    return frame.groupby("method")[["instance", "even", "exact"]].mean() if len(frame) else None
-
-
-def check_deep(frame: pd.DataFrame) -> None:
-    """Print whether `gleak` counts on the deep network, where that was run."""
-    if len(frame):
-        print(f"gleak restores 99 % of the labels: {by_method(frame)['gleak'] >= 0.99}")
+def claims_deep(frame: pd.DataFrame) -> dict[str, bool]:
+    """Whether the study's rule counts on the deep network, where that was run."""
+    if not len(frame):
+        return {}
+    return {"the study's rule restores 99 % of the labels": by_method(frame)["gleak"] >= 0.99}
 
 
 # Verdicts
@@ -115,11 +118,12 @@ def stage_rows(frame: pd.DataFrame, model: str, dataset: str, size: int) -> list
     """A row for each stage and number of local epochs, over all rates and batch sizes."""
     rows: list[tuple[int, Row]] = []
     runs = frame[~frame.method.isin(DATA_METHODS)]
+    where_run = f"{network_name(model)} on {name(dataset, 'data')}"
     for (steps, epochs), chosen in runs.groupby(["steps", "E"]):
         local = f"{epochs} local epoch{'s' if epochs > 1 else ''}"
         rates = ", ".join(f"{rate:g}" for rate in sorted(chosen.lr.unique()))
         server = f"trained for {steps} steps" if steps else "untrained"
-        words = f"{size} images, {local} at rates of {rates}; {model} on {dataset}, {server}"
+        words = f"{size} images, {local} at rates of {rates}; {where_run}, {server}"
         found = criterion.label_columns(chosen, criterion.TRAINED)
         where = setting(
             words,

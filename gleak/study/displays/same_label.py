@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
 from gleak import figures
 from gleak.inversion import Inversion
@@ -26,7 +25,7 @@ def pictures(
     rows = {"original": images} | {
         name: found.images[scores["match"].tolist()] for name, (found, scores) in results.items()
     }
-    size = (1.35 * (len(images) + 1) + 0.5, 4.6)
+    size = (1.15 * (len(images) + 1) + 0.4, 4.2)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(3, len(images) + 1, figsize=size, layout="constrained")
         for line, (name, shown) in zip(axes, rows.items(), strict=True):
@@ -47,22 +46,22 @@ def pattern_lines(frame: pd.DataFrame) -> tuple[Figure, str]:
     main = frame[frame.case == "matching"]
     mean_image = main["mean image"].mean()
     with plt.rc_context(figures.STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
+        figure, (left, right) = plt.subplots(2, 1, figsize=(4.8, 5), layout="constrained")
         line(left, main, "mean restored", "C2", "mean of the batch")
         line(left, main, "psnr", "C0", "the images")
         left.axhline(mean_image, color="0.5", ls="--", lw=1)
-        left.text(0, mean_image + 0.2, "true mean shown for every image", fontsize=7)
+        left.text(0, mean_image + 0.2, "true mean shown for every image", fontsize=8)
         left.set_ylabel("PSNR (dB)")
         left.legend(fontsize=8)
         line(right, main, "differences", "C1")
         right.set(ylim=(0, 1), ylabel="correlation of differences")
         for axis in (left, right):
-            axis.set_xticks(range(len(PATTERNS)), PATTERNS, fontsize=8)
-            axis.set_xlabel("labels of the same images")
+            axis.set_xticks(range(len(PATTERNS)), PATTERNS)
+        right.set_xlabel("labels of the same images")
     return figure, (
-        "Two panels over label patterns from distinct to equal. The images' PSNR falls to that of "
-        "the mean image while the PSNR of the mean stays high; the correlation of the "
-        "differences falls."
+        "Two panels, one above the other, over label patterns from distinct to equal. The images' "
+        "PSNR falls to that of the mean image while the PSNR of the mean stays high; the "
+        "correlation of the differences falls."
     )
 
 
@@ -110,17 +109,37 @@ def numbers(frame: pd.DataFrame, table: pd.DataFrame, images: torch.Tensor) -> d
     }
 
 
-def check_fusion(table: pd.DataFrame, dataset: str, seeds: int) -> None:
-    """Print what the text claims of the fusion; it is said of the samples, and of several seeds."""
+def attacks_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What three attacks bring back of the images and of their differences, by labels."""
+    words = {"matching": "cosine", "L2": "L2", CLOSED_FORM: "study's attack"}
+    rows = [(case, labels) for case in words for labels in ("distinct", "equal")]
+    shown = table.loc[rows, ["psnr", "mean image", "mean restored", "differences"]]
+    shown.index = pd.MultiIndex.from_tuples(
+        [(words[case], labels) for case, labels in rows], names=["search", "labels"]
+    )
+    return shown.rename(
+        columns={
+            "mean image": "mean image for each (dB)",
+            "mean restored": "PSNR of the mean (dB)",
+            "differences": "correlation of differences",
+        }
+    )
+
+
+def fusion_claims(table: pd.DataFrame, dataset: str, seeds: int) -> dict[str, bool]:
+    """What the text claims of the fusion; it is said of the samples, and of several networks."""
     if dataset != "cifar10-samples" or seeds < 2:
-        return
+        return {}
     distinct, equal = (value(table, "psnr", labels) for labels in ("distinct", "equal"))
-    print(f"equal labels cost 3 dB or more: {distinct > equal + 3}")
-    near = equal < value(table, "mean image", "equal") + 0.5
-    print(f"equal labels: no better than the mean image: {near}")
     worst = min(value(table, "mean restored", labels) for labels in ("distinct", "equal"))
-    print(f"the mean is restored at 20 dB or more both times: {worst > 20}")
-    print(f"the differences lose half of their correlation: {share(table, 'matching') < 0.65}")
+    return {
+        "equal labels cost 3 dB or more": distinct > equal + 3,
+        "equal labels: no better than the mean image": (
+            equal < value(table, "mean image", "equal") + 0.5
+        ),
+        "the mean is restored at 20 dB or more both times": worst > 20,
+        "most of the correlation of the differences is lost": share(table, "matching") < 0.5,
+    }
 
 
 # -- why: one slope for all -----------------------------------------------------------------------
@@ -129,7 +148,7 @@ def check_fusion(table: pd.DataFrame, dataset: str, seeds: int) -> None:
 def slope_lines(cosines: Mapping[str, Sequence[float]]) -> tuple[Figure, str]:
     """The cosine of slopes over the layers, for each kind of labels; the figure and its alt."""
     with plt.rc_context(figures.STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+        figure, axis = plt.subplots(figsize=(4.8, 2.8), layout="constrained")
         for (name, cosine), style in zip(cosines.items(), ("o-", "s-"), strict=True):
             axis.plot(range(1, len(cosine) + 1), cosine, style, ms=4, label=f"labels {name}")
         axis.axhline(0, color="0.7", lw=0.8)
@@ -141,21 +160,23 @@ def slope_lines(cosines: Mapping[str, Sequence[float]]) -> tuple[Figure, str]:
     )
 
 
-def check_slopes(cosines: Mapping[str, Sequence[float]]) -> None:
-    """Print what the text claims of the slopes."""
+def slope_claims(cosines: Mapping[str, Sequence[float]]) -> dict[str, bool]:
+    """What the text claims of the slopes."""
     equal = cosines["equal"]
-    print(f"equal labels: slopes agree at the classifier: {equal[-1] > 0.99}")
-    print(f"they agree less at the first layer: {equal[0] < equal[-1]}")
-    never = max(cosines["distinct"]) < 0.5
-    print(f"distinct labels: slopes never agree by more than 0.5: {never}")
+    return {
+        "equal labels: slopes agree at the classifier": equal[-1] > 0.99,
+        "they agree less at the first layer": equal[0] < equal[-1],
+        "distinct labels: slopes never agree by more than 0.5": max(cosines["distinct"]) < 0.5,
+    }
 
 
 # -- in the fifth digit they are apart ------------------------------------------------------------
 
 
-def digits_table(errors: pd.DataFrame) -> Styler:
+def digits_table(errors: pd.DataFrame) -> pd.DataFrame:
     """The errors of the features, to a digit."""
-    return errors.style.format("{:.0e}")
+    shown = errors.drop(columns=["second singular value"]).map("{:.0e}".format)
+    return shown.rename_axis(columns=None)
 
 
 def digit_numbers(errors: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
@@ -173,23 +194,65 @@ def digit_numbers(errors: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def check_digits(errors: pd.DataFrame, table: pd.DataFrame, dataset: str, seeds: int) -> None:
-    """Print what the text claims of the closed form."""
-    print(f"float32 separates equal labels to 10 %: {bool((errors['float32'] < 0.1).all())}")
+def digit_claims(
+    errors: pd.DataFrame, table: pd.DataFrame, dataset: str, seeds: int
+) -> dict[str, bool]:
+    """What the text claims of the closed form."""
+    found = {"float32 separates equal labels to 10 %": bool((errors["float32"] < 0.1).all())}
     if dataset != "cifar10-samples" or seeds < 2:
-        return
+        return found
     told, mean = errors["bfloat16, told"]["convnet"], errors["mean feature"]["convnet"]
-    print(f"bfloat16, convnet: no answer: {(errors['bfloat16']['convnet'] == 1).all()}")
-    print(f"told of the rounding, distinct labels come out to 1 %: {told['distinct'] < 0.01}")
-    print(f"equal ones are worse than the mean feature: {told['equal'] > mean['equal']}")
     gain = value(table, "psnr", "equal", CLOSED_FORM) - value(table, "psnr", "equal")
-    print(f"equal labels: the closed form is ahead of matching by 1.5 dB: {gain > 1.5}")
-    print(f"matching keeps less than half of the differences: {share(table, 'matching') < 0.4}")
-    kept = share(table, CLOSED_FORM) > 2 / 3
-    print(f"the closed form keeps two thirds and more: {kept}")
+    return found | {
+        "bfloat16, convnet: no answer": bool((errors["bfloat16"]["convnet"] == 1).all()),
+        "told of the rounding, distinct labels come out to 1 %": bool(told["distinct"] < 0.01),
+        "equal ones are worse than the mean feature": bool(told["equal"] > mean["equal"]),
+        "equal labels: the closed form is ahead of matching by 1.5 dB": gain > 1.5,
+        "the closed form keeps two thirds of the differences": share(table, CLOSED_FORM) > 2 / 3,
+    }
 
 
 # -- what else might break the fusion -------------------------------------------------------------
+
+
+REMEDIES = {
+    "matching": "nothing: cosine, full gradient",
+    "classifier only": "the classifier's gradient alone",
+    "local steps": "two local steps, simulated",
+    "batch norm, eval": "batch norm, eval mode",
+    "batch norm, train": "batch norm, train mode",
+    "group consistency": "restarts that agree",
+    "starts apart": "starts far apart",
+}
+
+
+def remedies_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Correlation of the differences, and PSNR, by what was tried; equal labels and distinct."""
+    both = ["equal", "distinct"]
+    words = {"differences": "differences", "psnr": "PSNR (dB)"}
+    parts = [
+        table.reset_index()
+        .pivot_table(column, "case", "labels")
+        .reindex(columns=both)
+        .add_prefix(f"{name}, labels ")
+        for column, name in words.items()
+    ]
+    frame = pd.concat(parts, axis=1)
+    kept = [case for case in REMEDIES if case in frame.index]
+    return frame.loc[kept].rename(REMEDIES).rename_axis("what was tried")
+
+
+def remedy_dots(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """The differences that come back, by what was tried and by labels; the figure and its alt."""
+    named = frame.assign(
+        tried=frame.case.map(REMEDIES), labels="labels " + frame["labels"].astype(str)
+    )
+    named = named.rename(columns={"differences": "correlation of differences"})
+    named = named.sort_values("tried", key=lambda tried: tried.map(list(REMEDIES.values()).index))
+    summary = "With equal labels less than half of the correlation comes back in every row."
+    return figures.dots(
+        named, summary, row="tried", value="correlation of differences", series="labels"
+    )
 
 
 def remedy_numbers(table: pd.DataFrame) -> dict[str, float]:
@@ -199,8 +262,8 @@ def remedy_numbers(table: pd.DataFrame) -> dict[str, float]:
         return value(table, column, labels, case) if (case, labels) in table.index else 0.0
 
     cases = {
+        "matching": "matching",
         "classifier": "classifier only",
-        "l2": "L2",
         "steps": "local steps",
         "train": "batch norm, train",
         "eval": "batch norm, eval",
@@ -210,23 +273,25 @@ def remedy_numbers(table: pd.DataFrame) -> dict[str, float]:
     told = {f"d_{name}": known("differences", "equal", case) for name, case in cases.items()}
     return told | {
         "p_apart": value(table, "psnr", "equal", "starts apart"),
+        "p_matching": value(table, "psnr", "equal"),
+        "spread": value(table, "spread", "equal"),
         "p_train": known("psnr", "distinct", "batch norm, train"),
         "d_train_distinct": known("differences", "distinct", "batch norm, train"),
     }
 
 
-def check_remedies(frame: pd.DataFrame, table: pd.DataFrame, dataset: str, seeds: int) -> None:
-    """Print what the text claims of them."""
-    if dataset != "cifar10-samples" or seeds < 2:
-        return
-    rest = frame[(frame.labels == "equal") & (frame.case != CLOSED_FORM)]
-    kept = rest.groupby("case").differences.mean()
+def remedy_claims(frame: pd.DataFrame, table: pd.DataFrame, dataset: str) -> dict[str, bool]:
+    """What the text claims of them; of the samples, and of several networks."""
+    if dataset != "cifar10-samples" or frame.seed.nunique() < 2:
+        return {}
+    kept = frame[frame.labels == "equal"].groupby("case").differences.mean()
     norm = kept[kept.index.str.contains("batch norm")]
-    print(f"batch norm brings no differences back in either mode: {bool((norm < 0.35).all())}")
     apart = value(table, "psnr", "equal", "starts apart") < value(table, "psnr", "equal") + 0.5
-    print(f"starts far apart make no better images: {apart}")
-    near = kept.max() < value(table, "differences", "equal", CLOSED_FORM) - 0.2
-    print(f"none of these comes near the closed form: {near}")
+    return {
+        "batch norm brings no differences back in either mode": bool((norm < 0.35).all()),
+        "starts far apart make no better images": apart,
+        "nothing brings back more than half of the correlation": bool(kept.max() < 0.5),
+    }
 
 
 # -- verdicts -------------------------------------------------------------------------------------
@@ -252,7 +317,10 @@ def fusion(frame: pd.DataFrame, case: str) -> criterion.Finding | None:
 
 
 def verdict_on_fusion(frame: pd.DataFrame, model: str, dataset: str, images: int) -> None:
-    """Claim 5; of several attacks the one that keeps most apart stands for any method."""
+    """Claim 5, in the settings that were run.
+
+    Of several attacks the one that keeps most apart stands for any method.
+    """
     about = f"{images} images of one class of {dataset}, untrained {model}"
     settings = {
         (PAPER, "matching", CLOSED_FORM): setting(about, images=images, more=f"on {model}"),
@@ -261,9 +329,10 @@ def verdict_on_fusion(frame: pd.DataFrame, model: str, dataset: str, images: int
         ),
         ("local steps",): setting(f"{about}, two local steps", images=images, weights=True),
     }
+    ran = set(frame.case)
     rows: list[Row] = []
     for cases, where in settings.items():
         found = {case: one for case in cases if (one := fusion(frame, case))}
-        if found:
+        if found and cases[0] in ran:
             rows.append((where, criterion.columns(found, PAPER, harmed=True)))
     verdict([5], rows)

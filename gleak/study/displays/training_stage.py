@@ -1,228 +1,252 @@
-"""Figures, numbers, checks and verdicts of the chapter on the stage of training."""
+"""Figures, tables, numbers, claims and verdicts of the chapter on the stage of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from gleak import figures
 from gleak.study import criterion
 from gleak.study.book import Row, verdict
-from gleak.study.experiments.training_stage import RULES, gain_by_kind
+from gleak.study.displays import label_lines
+from gleak.study.displays.labels_fedsgd import listed, network_name
+from gleak.study.experiments.training_stage import ATTACKS, LOCAL, RULES
 from gleak.study.verdicts import setting
+from gleak.study.words import name
+
+LOOKS = {"general": {"color": "C1", "marker": "s"}, "gleak": {"color": "C0", "marker": "o"}}
+BARS = {"thumb8": ("8×8 thumbnail", "--"), "mean_colour": ("mean colour", ":")}
 
 # -- images ---------------------------------------------------------------------------------------
 
 
-def gain_dots(
-    stages: pd.DataFrame, pools: Sequence[str], steps: Sequence[int], reference: bool
-) -> tuple[Figure, str]:
-    """The gain of each image over the stages, a panel for each pool; the figure and its alt text.
-
-    reference: whether the pools and the network are those that the text speaks of.
-    """
-    size = (3.7 * len(pools), 2.9)
+def by_stage(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """PSNR over the stages, a panel for each pool: dots for networks, intervals for their means."""
+    whole = frame[frame.kind == "all"]
+    pools = dict.fromkeys(whole.pool)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
-            1, len(pools), figsize=size, squeeze=False, sharey=True, layout="constrained"
+            1, len(pools), figsize=(5.4 * len(pools), 3.3), squeeze=False, layout="constrained"
         )
         for axis, pool in zip(axes[0], pools, strict=True):
-            rows = stages[stages.pool == pool]
-            for place, step in enumerate(steps):
-                values = rows[rows.step == step].gain
-                shift = torch.linspace(-0.15, 0.15, max(len(values), 2))[: len(values)]
-                axis.plot(place + shift, values, "o", color="C0", ms=3, alpha=0.6)
-            means = rows.groupby("step", sort=False).gain.mean()
-            axis.plot(range(len(steps)), means, "o-", color="C1", ms=7)
-            axis.axhline(0, color="0.5", ls="--", lw=1)
-            axis.set_xticks(range(len(steps)), steps)
-            axis.set(title=pool, xlabel="training steps")
-        axes[0, 0].set_ylabel("PSNR above a flat colour (dB)")
-    alt = (
-        "Dots for each image over the stages of training, a panel for each data set, and a line "
-        "through their means."
+            rows = whole[whole.pool == pool]
+            steps = sorted(rows.step.unique())
+            for bar, (words, style) in BARS.items():
+                level = rows.groupby("step")[bar].mean()
+                axis.plot(range(len(steps)), level, color="0.5", linestyle=style, label=words)
+            for number, attack in enumerate(ATTACKS):
+                runs = rows[rows.attack == attack].assign(method=attack)
+                units = runs.groupby(["step", "training"]).psnr.mean().reset_index()
+                spots = units.step.map(steps.index) + 0.12 * (2 * number - 1)
+                axis.plot(spots, units.psnr, LOOKS[attack]["marker"], alpha=0.45, ms=3,
+                          color=LOOKS[attack]["color"])  # fmt: skip
+                found = label_lines.shares(runs, "step", criterion.TRAINED, "psnr")
+                found = found.sort_values("step")
+                label = name(attack, "attack")
+                axis.plot(range(len(steps)), found["mean"], label=label, **LOOKS[attack])
+                colour = LOOKS[attack]["color"]
+                axis.fill_between(
+                    range(len(steps)), found.low, found.high, color=colour, alpha=0.15, linewidth=0
+                )
+            axis.set_xticks(range(len(steps)), [str(step) for step in steps])
+            axis.set(title=name(str(pool), "data"), xlabel="steps of training")
+        axes[0, 0].set_ylabel("PSNR (dB)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure, (
+        "PSNR over the steps of training: a line for the paper's attack and one for the study's, "
+        "with dots for single networks, beside the levels of 8×8 thumbnails and of one flat colour."
     )
-    return figure, alt + " The means fall with training, and the single images spread." * reference
 
 
-def gain_numbers(stages: pd.DataFrame, steps: Sequence[int]) -> dict[str, float]:
-    """What the text says of the gain, over all pools."""
-    gain = stages.groupby("step").gain.mean()
-    early = steps[:-1][: max(len(steps) // 2, 1)]
-    return {
-        "gain_first": gain[steps[0]],
-        "gain_early": float(gain[list(early)].max()),
-        "gain_last": gain[steps[-1]],
+def image_numbers(frame: pd.DataFrame) -> dict[str, object]:
+    """What the text says of images: first, last, and best stage of each attack."""
+    whole = frame[frame.kind == "all"]
+    steps = sorted(whole.step.unique())
+    mean = whole.groupby(["attack", "step"])[["psnr", "thumb8", "mean_colour"]].mean()
+    told: dict[str, object] = {
         "last": steps[-1],
+        "networks": whole[["pool", "training"]].drop_duplicates().shape[0],
+        "accuracy": whole[whole.step == steps[-1]].accuracy.mean(),
+        "thumbnail": whole.thumb8.mean(),
+        "flat": whole.mean_colour.mean(),
     }
+    for attack in ATTACKS:
+        psnr = mean.loc[attack].psnr
+        told |= {
+            f"{attack}_first": psnr[steps[0]],
+            f"{attack}_last": psnr[steps[-1]],
+            f"{attack}_best": psnr.max(),
+            f"{attack}_best_step": psnr.idxmax(),
+        }
+    return told
 
 
-def share_dots(trained: pd.DataFrame, pools: Sequence[str], reference: bool) -> tuple[Figure, str]:
-    """The gain of each image over its share of the gradient; the figure and its alt text.
-
-    reference: as for `gain_dots`.
-    """
+def share_dots(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """The gain of each image by the study's attack over its share of the gradient."""
+    rows = trained_images(frame)
     with plt.rc_context(figures.STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 3), layout="constrained")
-        for pool, marker in zip(pools, "osd^v", strict=False):
-            rows = trained[trained.pool == pool]
-            axis.plot(rows.share, rows.gain, marker, ms=5, alpha=0.8, label=pool)
-        axis.axhline(0, color="0.5", ls="--", lw=1)
-        axis.set(xlabel="the image's share of the gradient", ylabel="PSNR above a flat colour (dB)")
+        figure, axis = plt.subplots(figsize=(5.4, 3), layout="constrained")
+        for (step, part), marker in zip(rows.groupby("step"), "osd^vP", strict=False):
+            axis.plot(part.share, part.gain, marker, ms=5, alpha=0.8, label=f"{step} steps")
+        axis.axhline(0, color="0.5", ls=":", lw=1)
+        axis.set(xlabel="the image's share of the gradient", ylabel="PSNR above mean colour (dB)")
         axis.legend(fontsize=8)
-    seen = (
-        " On the digits, those with nearly all of the gradient lie well above a flat colour, those "
-        "with little of it below."
+    return figure, (
+        "A dot for each image restored from a trained network: its gain over one flat colour "
+        "against its share of the batch's gradient."
     )
-    alt = "A dot for each image, its gain over its share of the gradient."
-    return figure, alt + seen * reference
 
 
-def share_numbers(trained: pd.DataFrame) -> dict[str, float]:
+def trained_images(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the study's attack restored from trained networks, any images."""
+    return frame[(frame.kind == "all") & (frame.step > 0) & (frame.attack == "gleak")]
+
+
+def share_numbers(frame: pd.DataFrame) -> dict[str, float]:
     """What the text says of images with half of the gradient or more, and of the others."""
+    rows = trained_images(frame)
     return {
-        "large": trained[trained.share >= 0.5].gain.mean(),
-        "small": trained[trained.share < 0.5].gain.mean(),
-        "rank": trained.share.corr(trained.gain, method="spearman"),
+        "large": rows[rows.share >= 0.5].gain.mean(),
+        "small": rows[rows.share < 0.5].gain.mean(),
+        "rank": rows.share.corr(rows.gain, method="spearman"),
     }
 
 
-def late_numbers(
-    frame: pd.DataFrame, late: pd.DataFrame, pools: Sequence[str], last: int
-) -> dict[str, float]:
+def late_numbers(frame: pd.DataFrame) -> dict[str, float]:
     """What the text says of images that the network names right, and wrong, at the last stage."""
-    by_kind, rows = gain_by_kind(late), frame[frame.step == last]
-    wrong, right = rows[rows.kind == "wrong"], rows[rows.kind == "right"]
+    rows = frame[(frame.step == frame.step.max()) & (frame.attack == "gleak")]
     return {
-        f"gain_{kind}_{number}": by_kind[kind][pool]
-        for number, pool in enumerate((pools[0], pools[-1]))
+        f"{what}_{kind}": rows[rows.kind == kind][column].mean()
+        for what, column in (("gleak", "psnr"), ("bar", "thumb8"), ("solved", "closed form"))
         for kind in ("right", "wrong")
-    } | {
-        "solved_wrong": wrong["closed form"].mean(),
-        "solved_right": right["closed form"].mean(),
-        "gleak_wrong": wrong["gleak gain"].mean(),
     }
 
 
-def late_words(late: pd.DataFrame, pools: Sequence[str]) -> dict[str, str]:
-    """The names of the two pools that the text speaks of, and how far one gets on the second."""
-    reach = gain_by_kind(late).loc[pools[-1]].max()
-    nowhere = "gets nowhere in this budget, whoever speaks"
+def claims_images(frame: pd.DataFrame) -> dict[str, bool]:
+    """The claims on images, and whether they hold."""
+    told, late, shares = image_numbers(frame), late_numbers(frame), share_numbers(frame)
+    whole = frame[(frame.kind == "all") & (frame.attack == "gleak")]
+    entropy = whole.groupby("step").entropy.mean()
     return {
-        "pool_0": pools[0],
-        "pool_1": pools[-1],
-        "reach_1": nowhere if reach < 1 else f"gains {reach:.1f} dB at best",
+        "at the last stage networks name 90 % of the clients' images": (
+            float(str(told["accuracy"])) >= 0.9
+        ),
+        "the softmax gets sure of itself": entropy.iloc[-1] < entropy.iloc[0] / 2,
+        "images with the larger share of the gradient gain more": (
+            shares["large"] > shares["small"]
+        ),
+        "at the last stage images named wrong come back better than those named right": (
+            late["gleak_wrong"] > late["gleak_right"] + 1
+        ),
     }
 
 
-def check_images(told: dict[str, float], table: pd.DataFrame, reference: bool, whole: bool) -> None:
-    """Print what the text claims of the images.
+def budget_table(longer: pd.DataFrame) -> pd.DataFrame:
+    """Means over networks by stage and budget."""
+    means = longer.groupby(["step", "iterations"])[["psnr", "mean_colour", "apart", "error"]].mean()
+    named = {"apart": "features apart", "error": "feature error"}
+    return means.rename(columns=named).rename_axis(["step", "iterations of the search"])
 
-    told: the numbers of the functions above. reference: as for `gain_dots`; whole: and whether the
-    stages and seeds are those of the text, too.
-    """
-    if whole:
-        print(f"training costs gain: {told['gain_last'] < told['gain_first'] - 1}")
-        print(f"trained: the larger share gains more: {told['large'] > told['small'] + 1}")
-        digits = told["gain_wrong_0"] > told["gain_right_0"] + 1
-        print(
-            "last stage, digits: images named wrong gain 1 dB more than images named right: "
-            f"{digits}"
-        )
-        often = told["solved_wrong"] > told["solved_right"]
-        print(f"last stage: the closed form finds hard images more often: {often}")
-        hard = told["gleak_wrong"] > 1
-        print(f"last stage: gleak restores hard images above a flat colour: {hard}")
-    if reference:
-        entropy = table.entropy.groupby("pool")
-        falling = bool((entropy.last() < entropy.first()).all())
-        print(f"the softmax gets sure of itself in every pool: {falling}")
+
+def budget_numbers(longer: pd.DataFrame) -> dict[str, float]:
+    """What the text says of longer searches, at the first stage and the second."""
+    means = longer.groupby(["step", "iterations"])[["psnr", "apart", "error"]].mean()
+    first, second = (means.loc[step] for step in sorted(longer.step.unique()))
+    told: dict[str, float] = {
+        "least_budget": longer.iterations.min(),
+        "most_budget": longer.iterations.max(),
+        "second_step": longer.step.max(),
+    }
+    for when, rows in (("first", first), ("second", second)):
+        told |= {
+            f"budget_{when}": rows.psnr.iloc[-1] - rows.psnr.iloc[0],
+            f"apart_{when}": rows.apart.mean(),
+            f"error_{when}": rows.error.iloc[0],
+            f"left_{when}": rows.error.iloc[-1],
+        }
+    return told
+
+
+def claims_crops(frame: pd.DataFrame, longer: pd.DataFrame) -> dict[str, bool]:
+    """The claims on crops of photographs, and whether they hold."""
+    told, budget = image_numbers(frame), budget_numbers(longer)
+    first, flat = float(str(told["gleak_first"])), float(str(told["flat"]))
+    return {
+        "untrained: the study's attack stays below one flat colour": first < flat,
+        "it does better after some training": float(str(told["gleak_best"])) > first + 2,
+        "untrained: a longer search gains 2 dB or more": budget["budget_first"] > 2,
+        "the short search leaves a larger error of features on untrained networks": (
+            budget["error_first"] > 2 * budget["error_second"]
+        ),
+    }
 
 
 # -- labels ---------------------------------------------------------------------------------------
 
 
-def label_numbers(named: pd.DataFrame, steps: Sequence[int]) -> dict[str, float]:
-    """What the text says of the labels, over all pools."""
-    first, last = named.loc[steps[0]], named.loc[steps[-1]]
+def label_lines_of(labels: pd.DataFrame) -> tuple[Figure, str]:
+    """The share of labels over the stages, from gradients and from weights."""
+    rules = [rule for rule in ("even", *RULES) if rule in set(labels.method)]
+    panels = {f"from the {sent}": rows for sent, rows in labels.groupby("sent", sort=False)}
+    return label_lines.lines(panels, "step", "steps of training", rules, criterion.TRAINED)
+
+
+def label_numbers(labels: pd.DataFrame) -> dict[str, float]:
+    """What the text says of labels at the first and the last stage, from gradients."""
+    named = labels[labels.sent == "gradient"].pivot_table("instance", "step", "method")
+    first, last = named.iloc[0], named.iloc[-1]
     return {
-        "zlg_first": first.zlg,
-        "zlg_last": last.zlg,
-        "gleak_last": last.gleak,
-        "even_last": last.even,
+        f"{rule.replace('-', '_')}_{when}": stage.get(rule, float("nan"))
+        for rule in ("even", *RULES)
+        for when, stage in (("labels_first", first), ("labels_last", last))
     }
 
 
-def label_lines(named: pd.DataFrame, reference: bool) -> tuple[Figure, str]:
-    """The share of labels over the stages, a line for each rule; the figure and its alt text.
-
-    reference: as for `gain_dots`.
-    """
-    with plt.rc_context(figures.STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-        for rule, style in zip(("even", *RULES), ("k:", "C1-", "C3-", "C0-"), strict=True):
-            axis.plot(range(len(named)), named[rule], style, marker=".", label=rule)
-        axis.set_xticks(range(len(named)), named.index)
-        axis.set(xlabel="training steps", ylabel="instance accuracy", ylim=(0, 1.03))
-        axis.legend(fontsize=8)
-    alt = "Lines of the share of labels restored over the stages of training, one for each rule."
-    seen = " All rules are near one on the untrained network; zlg falls towards the guess, gleak "
-    return figure, alt + f"{seen}stays above it." * reference
-
-
-def check_labels(told: dict[str, float], whole: bool) -> None:
-    """Print what the text claims of the labels; `whole` as for `check_images`."""
-    if not whole:
-        return
-    print(f"untrained: zlg names 90 % of the labels: {told['zlg_first'] > 0.9}")
-    lost = told["zlg_last"] < told["zlg_first"] - 0.2
-    print(f"last: zlg has lost 0.2 or more: {lost}")
-    ahead = told["gleak_last"] > told["zlg_last"] + 0.05
-    print(f"last: gleak is ahead of zlg by 0.05: {ahead}")
+def claims_labels(told: Mapping[str, float]) -> dict[str, bool]:
+    """The claims on labels, and whether they hold."""
+    return {
+        "untrained: the paper's rule names 85 % of the labels": told["zlg_labels_first"] > 0.85,
+        "at the last stage it has lost 0.2 or more": (
+            told["zlg_labels_last"] < told["zlg_labels_first"] - 0.2
+        ),
+        "there the study's rule is ahead of it by 0.05": (
+            told["gleak_labels_last"] > told["zlg_labels_last"] + 0.05
+        ),
+    }
 
 
 # -- verdicts -------------------------------------------------------------------------------------
 
 
-def long_images(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each image and attack, with the columns that the criterion reads."""
-    about = rows.rename(columns={"flat": "mean_colour"})
-    own = about[about.gleak.notna()]
-    return pd.concat(
-        [about.assign(attack="inverting-gradients"), own.assign(attack="gleak", psnr=own.gleak)]
-    )
-
-
 def verdict_on_images(frame: pd.DataFrame, model: str, size: int) -> None:
-    """Claims 2 and 6 at each stage, and at the last one of images that are named right or wrong.
-
-    All batches of a network are averaged.
-    """
+    """Claims 2 and 6 at each stage, and at the last one of images that are named right or wrong."""
     rows: list[Row] = []
     for (step, kind), runs in frame.groupby(["step", "kind"], sort=False):
         which = "" if kind == "all" else f", images that the network names {kind}"
-        pools = ", ".join(runs.pool.unique())
-        words = f"{size} images, {model} on {pools} after {step} steps{which}"
+        pools = listed(runs.pool, "data")
+        words = f"{size} images, {network_name(model)} on {pools} after {step} steps{which}"
         where = setting(
             words,
             images=size,
             trained=bool(step),
             more=f"for images that are named {kind}" if which else "",
         )
-        found = criterion.image_columns(long_images(runs), criterion.TRAINED)
+        found = criterion.image_columns(runs, criterion.TRAINED)
         rows.append((where, found))
     verdict([2, 6], rows)
 
 
 def verdict_on_labels(labels: pd.DataFrame, model: str, size: int) -> None:
-    """Claims 1 and 6 at each stage."""
+    """Claims 1 and 6 at each stage, from gradients and from weights."""
     rows: list[Row] = []
-    about = [name for name in (*criterion.TRAINED, "step", "seed", "even") if name in labels]
-    long = labels.melt(about, list(RULES), var_name="method", value_name="instance")
-    for step, runs in long.groupby("step", sort=False):
-        words = f"{size} images, {model} on {', '.join(runs.pool.unique())} after {step} steps"
-        where = setting(words, what="labels", images=size, trained=bool(step))
+    local = f"{LOCAL['epochs']} local epochs at a rate of {LOCAL['lr']:g}"
+    for (step, sent), runs in labels.groupby(["step", "sent"], sort=False):
+        weights = sent == "weights"
+        pools = listed(runs.pool, "data")
+        words = f"{size} images, {network_name(model)} on {pools} after {step} steps"
+        words += f", {local}" if weights else ""
+        where = setting(words, what="labels", images=size, trained=bool(step), weights=weights)
         rows.append((where, criterion.label_columns(runs, criterion.TRAINED)))
     verdict([1, 6], rows)

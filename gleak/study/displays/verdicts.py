@@ -11,21 +11,23 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from gleak import figures
-from gleak.study import criterion
+from gleak.study import book, criterion
 from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
-from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.summary import Summary, case_name, combined, method, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: what the paper says, and the same of a method in the words of a report.
+    """A claim: what the paper says, and the same of a method in plain words.
 
-    does, does_not: go on from "the paper's method" and "the best method of this study".
+    says: the claim. name: the same, short. does, does_not: go on from "the paper's method" and
+    "the best method of this study".
     """
 
     says: str
+    name: str
     does: str
     does_not: str
 
@@ -33,41 +35,49 @@ class Claim:
 CLAIMS = {
     1: Claim(
         "Labels are restored without any data, repeated ones included",
-        "reads nearly all labels of a batch out of an update",
-        "does not read nearly all labels of a batch out of an update",
+        "labels",
+        "reads nearly all labels of a client's images",
+        "does not read nearly all labels of a client's images",
     ),
     2: Claim(
         "Images are restored from FedSGD gradients",
-        "brings images back from a gradient",
-        "brings back less of the images from a gradient than a thumbnail shows",
+        "images from gradients",
+        "restores images from a gradient, nearer to the originals than their thumbnails",
+        "restores no images from a gradient that come nearer to the originals than thumbnails",
     ),
     3: Claim(
         "Images are restored from FedAvg weights",
-        "brings images back from the weights of a client that trained",
-        "brings back less of the images from weights than a thumbnail shows",
+        "images from weights",
+        "restores images from a client's weights, nearer to the originals than their thumbnails",
+        "restores no images from weights that come nearer to the originals than thumbnails",
     ),
     4: Claim(
         "One wrong label, and the images fail",
-        "loses all images of a batch by one wrong label",
-        "still brings images back in spite of one wrong label",
+        "one wrong label",
+        "loses the images of a batch when a single label is wrong",
+        "still restores images when a single label is wrong",
     ),
     5: Claim(
         "Equal labels give a fusion of the class",
-        "mixes images of one class into their mean",
-        "tells images of one class apart",
+        "equal labels",
+        "returns a mixture where all images are of one class",
+        "tells the images apart where all of them are of one class",
     ),
     6: Claim(
         "It works at any stage of training",
-        "works without data of its own",
-        "does not work at the stages of training that were tried",
+        "any stage of training",
+        "restores labels or images, with no data of its own, while a network is trained",
+        "restores neither labels nor images while a network is trained",
     ),
     7: Claim(
         "It goes beyond GradInversion in batch size, quality and label distributions",
-        "is ahead of GradInversion",
-        "is not ahead of GradInversion",
+        "against GradInversion",
+        "does better than its rival GradInversion",
+        "does worse than its rival GradInversion",
     ),
 }
-WHO = {"paper": "the paper's method as published", "any": "the best method of this study"}
+LEAKS = (1, 2, 3, 6)  # claims that something leaks: what points to it is said, proven or not
+WHO = {"paper": "the paper's method", "any": "the best method of this study"}
 MARKS = {HOLDS: "✓", CONDITION: "◐", FAILS: "✗", OPEN: "?"}
 STYLES = {
     HOLDS: ("#009E73", "o"),
@@ -92,19 +102,20 @@ PAPER_AND_HERE = [
         "Labels",
         "counts from the last layer, with statistics of random inputs; how many inputs, and how "
         "counts are rounded, is not known",
-        "rule `zlg`, from re-implementations and from the algebra; largest remainders",
+        "the paper's rule (`zlg`), from re-implementations and from the algebra; rounded by "
+        "largest remainders",
     ),
     (
         "Images",
         "L2 distance of gradients, total variation, a clip and a scale prior; optimiser, weights "
         "and steps are not known",
-        "attack `general`; optimiser, weights and steps are ours",
+        "the paper's attack (`general`); optimiser, weights and steps are ours",
     ),
     (
         "Weights of FedAvg",
         "taken for a gradient: their change over learning rate and steps; the paper may have "
         "another way, too",
-        "`equivalent`, searched by a cosine",
+        "the paper's procedure (`equivalent`), searched by a cosine",
     ),
     (
         "Data",
@@ -149,15 +160,16 @@ def criterion_table() -> HTML:
         "those whose own label is right below their thumbnails.",
         "Equal labels (claim 5)": f"less than {criterion.LOST:.0%} of the differences between the "
         "images is left of what distinct labels bring back, and the mean comes back.",
-        "GradInversion (claim 7)": "ahead on the same networks and images. Where neither of two "
-        "attacks is above the thumbnails, it is a ranking of failures and shows nothing. Nor does "
-        f"a lead over a GradInversion without {' and '.join(criterion.MISSING)}.",
-        HOLDS: "the interval lies above the bar.",
-        FAILS: "the interval lies below the bar.",
-        OPEN: "the interval holds the bar, there are too few units, or the setting cannot show it.",
-        CONDITION: "of several settings it holds in some, and the condition that tells them from "
-        "the others is named. A setting with too few units counts only where no other one was "
-        "decided under the same conditions.",
+        "GradInversion (claim 7)": "ahead on the same networks and images. Where neither of the "
+        "two gets above the thumbnails, a lead shows nothing. Nor does a lead over a GradInversion "
+        f"that ran without {' and '.join(criterion.MISSING)}.",
+        HOLDS: "the whole interval lies above the bar.",
+        FAILS: "the whole interval lies below the bar.",
+        OPEN: "the bar lies inside the interval, there are too few units, or the setting cannot "
+        "show it.",
+        CONDITION: "of several settings it holds in some. Where one or two conditions tell those "
+        "from the others they are named; where not, settings are counted. A setting with too few "
+        "units counts only where no other one was decided under the same conditions.",
         "Two columns": f"{'; '.join(COLUMNS.values())}: the best in that setting of all that need "
         "no data. That choice is made on the same runs, which favours it a little.",
         "Conditions": f"few is up to {FEW} images, small up to {SMALL} pixels a side (mostly 32, "
@@ -176,36 +188,82 @@ def of(records: pd.DataFrame, claim: int, column: str) -> pd.DataFrame:
     return records[(records.claim == claim) & (records.column == column)]
 
 
-def sentence(records: pd.DataFrame, number: int, column: str, case: bool = True) -> str:
-    """What was found of a claim, as one could print it; case: with the setting it rests on."""
+def sentence(records: pd.DataFrame, number: int, column: str) -> str:
+    """What was found of a claim by one column, in sentences that can be printed as they are."""
     rows, claim, who = of(records, number, column), CLAIMS[number], WHO[column]
-    start = f"{who[0].upper()}{who[1:]}"
     if rows.empty:
         return f"No chapter has measured whether {who} {claim.does}."
     found = combined(rows)
-    row = telling(rows, found.grade)
-    words = f"{row.setting}, {row['method']}: {row.numbers}"
-    told = f" ({case_name(found.grade)}: {words})" if case else ""
     if found.grade == OPEN:
-        return f"It is not shown that {who} {claim.does}: {row.reason}{told}."
+        why = telling(rows, OPEN).reason
+        return f"It is open whether {who} {claim.does}. {capital(why)}.{leaning(rows, number)}"
     if found.grade == FAILS:
-        return f"{start} {claim.does_not}: {row.reason}{told}."
+        return f"{capital(who)} {claim.does_not}."
     if found.grade == HOLDS:
-        number = rows.setting.nunique()
-        each = f"in each of {number} settings" if number > 1 else "in the one setting tried"
-        return f"{start} {claim.does} {each}{told}."
-    return f"{start} {claim.does} {found.holds}{told}{elsewhere(found)}."
+        count = settings(rows)
+        each = f"In each of {count} settings" if count > 1 else "In the one setting that was tried"
+        return f"{each}, {who} {claim.does}."
+    return f"{capital(found.holds)}, {who} {claim.does}.{elsewhere(found)}"
+
+
+def leaning(rows: pd.DataFrame, number: int) -> str:
+    """In how many settings with too few networks a leak was seen, for a claim that is open."""
+    few = rows[(rows.n > 0) & (rows.n < criterion.LEAST)]
+    seen = settings(few[few["mean"].astype(float) > 0])
+    if number not in LEAKS or not seen:
+        return ""
+    count = f"{seen} of {settings(few)} settings" if settings(few) > 1 else "the one setting tried"
+    return f" What was measured points to yes in {count}."
+
+
+def settings(rows: pd.DataFrame) -> int:
+    """How many settings rows are of."""
+    return int(rows.groupby(["chapter", "setting"]).ngroups)
 
 
 def elsewhere(found: Summary) -> str:
-    """Where a claim does not hold, and where nothing is shown."""
-    fails = f"; it does not {found.fails}" if found.fails else ""
-    return fails + (f"; nothing is shown {found.open}" if found.open else "")
+    """Where a claim does not hold, and where nothing is shown, a sentence each."""
+    fails = f" It does not {found.fails}." if found.fails else ""
+    return fails + (f" Nothing is shown {found.open}." if found.open else "")
+
+
+def headline(records: pd.DataFrame, number: int) -> str:
+    """What was found of a claim, both columns in one: first what a server can do."""
+    parts = {column: of(records, number, column) for column in ("any", "paper")}
+    first = sentence(records, number, "any")
+    if any(rows.empty for rows in parts.values()):
+        return first
+    best, paper = (combined(rows) for rows in parts.values())
+    if best == paper:
+        return f"{first} The same goes for the paper's method."
+    if paper.grade == OPEN:
+        return f"{first} For the paper's method it is open."
+    if best.grade == paper.grade == CONDITION:
+        place = paper.holds.partition(",")[0]  # what the settings have in common was just said
+        return f"{first} The paper's method does so {place}."
+    return f"{first} {sentence(records, number, 'paper')}"
+
+
+def case(records: pd.DataFrame, number: int, column: str) -> str:
+    """The setting that a grade rests on, with what was measured there and why it counts so."""
+    rows = of(records, number, column)
+    if rows.empty:
+        return ""
+    grade = combined(rows).grade
+    row = telling(rows, grade)
+    start = capital(case_name(grade)) if settings(rows) > 1 else "Measured"
+    measured = f"{row.setting}, {method(row)}: {row.numbers}"
+    return f"{start}: {measured}. {capital(row.reason)}."
+
+
+def capital(words: str) -> str:
+    """Words as the beginning of a sentence."""
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def title(chapter: str) -> str:
-    """A chapter's name without its number."""
-    return re.sub(r"^\d+_", "", chapter).replace("_", " ")
+    """A chapter's name with its number: `07 wrong label`."""
+    return chapter.replace("_", " ")
 
 
 def marks(records: pd.DataFrame) -> tuple[Figure, str]:
@@ -255,57 +313,81 @@ def page_table(
 
 
 def claims(records: pd.DataFrame) -> HTML:
-    """A sentence on each claim and column, also for the front page."""
-    rows = []
+    """A block on each claim: grades, sentences, and the settings they rest on.
+
+    What the front page says is glued: `headline_1` to `headline_7`, and `grade_1_paper` and so on.
+    """
+    blocks = []
     for number, claim in CLAIMS.items():
-        cells = []
-        for column in COLUMNS:
-            found = combined(of(records, number, column))
-            words = sentence(records, number, column)
-            glue(f"claim_{number}_{column}", sentence(records, number, column, case=False))
-            glue(f"grade_{number}_{column}", found.grade)
-            cells.append(f"{badge(found.grade)} {html.escape(words)}")
-        rows.append((f"{number}. {html.escape(claim.says)}", *cells))
-    glue("settings", int(records.groupby(["chapter", "setting"]).ngroups))
+        glue(f"headline_{number}", headline(records, number))
+        lines = [f"<h3>{number}. {html.escape(claim.says)}</h3>"]
+        for column, name in COLUMNS.items():
+            grade = combined(of(records, number, column)).grade
+            glue(f"grade_{number}_{column}", grade)
+            lines += [
+                f"<p>{capital(name)}: {badge(grade)}<br>"
+                f"{html.escape(sentence(records, number, column))}</p>",
+                f'<p class="case">{html.escape(case(records, number, column))}</p>',
+            ]
+        blocks.append(f'<div class="claim">{"".join(lines)}</div>')
+    glue("settings", settings(records))
     glue("chapters", int(records.chapter.nunique()))
-    names = [f"{name[0].upper()}{name[1:]}" for name in COLUMNS.values()]
-    return page_table(("Claim", *names), rows, "a sentence for each claim", prose=True)
+    return HTML(f'<div class="gleak-findings">{"".join(blocks)}</div>')
 
 
-def cell(rows: pd.DataFrame) -> str:
-    """Mark, number and link of the matrix: of all settings under one condition."""
-    if rows.empty:
-        return '<span class="none">not measured</span>'
-    found = combined(rows)
-    row = telling(rows, found.grade)
-    number, failed = row.short, rows[rows.grade == FAILS]
+def cell(rows: pd.DataFrame, column: str) -> str:
+    """Mark, number and link of one column, for all settings under one condition."""
+    chosen = rows[rows.column == column]
+    if chosen.empty:
+        return ""
+    found = combined(chosen)
+    row = telling(chosen, found.grade)
+    number, failed = row.short, chosen[chosen.grade == FAILS]
     if found.grade == CONDITION and len(failed):
         number = f"{number} to {failed.loc[failed['mean'].astype(float).idxmin()].short}"
-    units = f"{row.n} {row.unit}{'' if row.n == 1 else 's'}" if row.n else "none"
+    who = "paper " if column == "paper" else ""
+    about = f"{row.setting}: {row.reason}"
     return (
-        f'<a class="badge-{BADGES[found.grade]}" href="{row.link}" '
-        f'title="{html.escape(row.setting)}: {html.escape(row.reason)}">'
-        f'<span aria-hidden="true">{MARKS[found.grade]}</span>'
-        f'<span class="visually-hidden">{found.grade}: </span> {html.escape(number)}</a>'
-        f"<br><small>{html.escape(units)}</small>"
+        f'<a class="badge-{BADGES[found.grade]} {column}" href="{row.link}" '
+        f'title="{html.escape(about)}">{who}<span aria-hidden="true">{MARKS[found.grade]}</span>'
+        f'<span class="gleak-unseen">{found.grade}: </span> {html.escape(number)}</a>'
     )
 
 
 def matrix(records: pd.DataFrame) -> HTML:
-    """Claims and columns against conditions."""
-    conditions = [(key, value) for key, values in CONDITIONS.items() for value in values]
+    """Claims against conditions; in each place the best method above the paper's."""
     names = {
-        "few": f"few (to {FEW})", "many": f"many ({FEW + 1} and more)",
-        "small": "small (32 pixels)", "large": "large (224 pixels)",
+        "few": f"up to {FEW} images", "many": f"more than {FEW}",
+        "small": "small images", "large": "large images",
     }  # fmt: skip
-    rows = []
-    for number in CLAIMS:
-        for column in COLUMNS:
-            chosen = of(records, number, column)
-            cells = [cell(chosen[chosen[key] == value]) for key, value in conditions]
-            rows.append((f"{number}, {column}", *cells))
-    head = ("Claim", *(names.get(value, value) for _, value in conditions))
-    return page_table(head, rows, "claims against conditions")
+    conditions = [
+        (key, value, names.get(value, value))
+        for key, values in CONDITIONS.items()
+        for value in values
+    ]
+    body = ""
+    for number, claim in CLAIMS.items():
+        chosen = records[records.claim == number]
+        body += f'<tr role="row"><th scope="row" role="rowheader">{number}. {claim.name}</th>'
+        for key, value, name in conditions:
+            rows = chosen[chosen[key] == value]
+            inside = "".join(cell(rows, column) for column in ("any", "paper"))
+            none = (
+                '<span class="none" aria-hidden="true">–</span>'
+                '<span class="gleak-unseen">not measured</span>'
+            )
+            body += f'<td role="cell"><small>{name}</small>{inside or none}</td>'
+        body += "</tr>"
+    head = "".join(
+        f'<th scope="col" role="columnheader">{name}</th>'
+        for name in ("Claim", *(name for *_, name in conditions))
+    )
+    return HTML(
+        '<div class="gleak-scroll matrix" tabindex="0" role="region" '
+        'aria-label="claims against conditions"><table class="table verdicts" role="table">'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{body}</tbody></table></div>'
+    )
 
 
 def paper_and_here() -> HTML:
@@ -334,7 +416,7 @@ def paper_says(records: pd.DataFrame) -> HTML:
             found = combined(chosen)
             row = telling(chosen, found.grade)
             cells.append(
-                f'{badge(found.grade)} <a href="{row.link}">{html.escape(row["method"])}</a>: '
+                f'{badge(found.grade)} <a href="{row.link}">{html.escape(method(row))}</a>: '
                 f"{html.escape(row.numbers)}"
             )
         rows.append((html.escape(claim.says), *cells))
@@ -350,22 +432,26 @@ def all_verdicts(records: pd.DataFrame) -> HTML:
     """Each row of each verdict with its chapter, setting, numbers and reason."""
     rows = (
         (
-            f"{row.claim}, {row.column}",
+            f"{row.claim}, {WHO[row.column]}",
             f'<a href="{row.link}">{html.escape(title(row.chapter))}</a>',
             html.escape(row.setting),
-            html.escape(row.method),
+            html.escape(method(row)),
             badge(row.grade),
             html.escape(row.numbers),
             html.escape(row.reason),
         )
-        for row in records.itertuples()
+        for _, row in records.iterrows()
     )
     names = ("Claim", "Chapter", "Setting", "Method", "Grade", "Measured", "Reason")
-    return page_table(names, rows, "every verdict")
+    table = page_table(names, rows, "every verdict").data
+    return HTML(f"<details><summary>All {len(records)} rows</summary>{table}</details>")
 
 
 def check(records: pd.DataFrame, least: int) -> None:
-    """Print whether there are verdicts, and whether grades are those of their numbers."""
-    print(f"enough verdicts recorded: {len(records) >= least}")
+    """Show whether there are verdicts, and whether all that decide have enough networks."""
     graded = records[records.grade != OPEN]
-    print(f"every grade has enough networks behind it: {(graded.n >= criterion.LEAST).all()}")
+    checks = {
+        "enough verdicts recorded": len(records) >= least,
+        "every grade has enough networks behind it": bool((graded.n >= criterion.LEAST).all()),
+    }
+    book.claims(checks)

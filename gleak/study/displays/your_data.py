@@ -16,6 +16,7 @@ from gleak.provenance import provenance
 from gleak.study import page
 from gleak.study.audit import YOURS, Report, as_json, numbers
 from gleak.study.page import Html, Part
+from gleak.study.words import name as in_readers_words
 
 QUESTIONS = {
     "labels": "Do the labels leak?",
@@ -55,6 +56,22 @@ def conclusions(report: Report) -> list[str]:
     return [f"{QUESTIONS[subject]} {in_words(answers[subject])}" for subject in risk.SUBJECTS]
 
 
+def glue_effort(report: Report) -> None:
+    """Keep what the chapter says of the evidence behind its answers."""
+    from gleak.study.book import glue_all  # the command needs no notebook
+
+    plan = report.plan
+    effort = {
+        "images": len(report.of(YOURS)),
+        "batches": plan.batches,
+        "iterations": plan.iterations,
+        "networks": "with the weights that were named"
+        if plan.weights
+        else "each with a fresh network that has not been trained",
+    }
+    glue_all({f"audit_{name}": value for name, value in effort.items()})
+
+
 def known(report: Report) -> list[str]:
     """What the update of the training that was asked for says without any picture."""
     return known_words(report.of(YOURS), report.batches[0].num_classes)
@@ -78,7 +95,8 @@ def labels(report: Report) -> pd.DataFrame:
     frame = pd.DataFrame({"images": size})
     for name in first:
         if name.startswith("right "):
-            frame[f"right by {name.removeprefix('right ')}"] = first[name].astype("Int64")
+            rule = in_readers_words(name.removeprefix("right "), "rule")
+            frame[f"right by {rule}"] = first[name].astype("Int64")
     frame["right by guessing"] = (first["chance"] * size).round(1)
     frame["classes certain"] = first["known certain"].astype("Int64")
     frame["proven labels"] = first["known at_least"].astype("Int64")
@@ -212,11 +230,13 @@ def chart(report: Report) -> tuple[Figure, str]:
                 axis.hlines(row, numbers_of["low"], numbers_of["high"], color="C0", linewidth=1.5)
                 axis.plot(middle, row, "o", color="C0")
                 if what == "labels":
-                    axis.plot(numbers_of["chance"], row, "|", color="black", markersize=12)
+                    axis.plot(
+                        numbers_of["chance"], row, "|", color="C1", markersize=12, markeredgewidth=2
+                    )
                 words.append(f"{name}, {what}: {middle:.0%}")
             axis.set_xlim(-0.02, 1.02)
             axis.grid(axis="y", color="0.92", linewidth=0.8)
-        axes[0].set(title="labels", xlabel="share read right (black: by guessing)")
+        axes[0].set(title="labels", xlabel="share read right (stroke: by guessing)")
         axes[1].set(title="images", xlabel="share better than a 4×4 thumbnail")
         axes[0].set_yticks(range(len(names)), names)
         axes[0].invert_yaxis()

@@ -26,8 +26,3 @@ def untrained(name: str, batch: gleak.Batch, seed: int, width: int) -> nn.Module
     """The network of that name for the batch, its weights drawn by the seed."""
     name, options = family(name, width)
     return gleak.build_model(name, batch, seed=seed, **options)
-
-
-def few(seeds: int) -> range:
-    """One seed less, for what is beside the point; one at least."""
-    return range(max(seeds - 1, 1))

@@ -74,22 +74,19 @@ def fit(
     }
 
 
-def settings(ways: Sequence[Way], seeds: int, matching: int, own: int) -> list[dict[str, Any]]:
-    """Matching and `gleak` on all ways, and points of the line on the last of them.
+def settings(ways: Sequence[Way], matching: int, own: int) -> list[dict[str, Any]]:
+    """Matching at the start and in the middle, and `gleak`, on all ways.
 
     matching, own: iterations of both.
     """
-    attacks = [(MATCHING, "equivalent", matching), ("gleak", "unrolled", own)]
+    attacks = [(MATCHING, "equivalent", matching), (MATCHING, "middle", matching)]
+    attacks += [("gleak", "unrolled", own)]
     names = ("attack", "update_model", "iterations")
-    compared = [dict(zip(names, attack, strict=True)) for attack in attacks]
-    found = [
-        {"way": way, **attack, "seed": seed}
+    return [
+        {"way": way, **dict(zip(names, attack, strict=True)), "seed": 1}
         for way in ways
-        for attack in compared
-        for seed in range(1, seeds + 1)
+        for attack in attacks
     ]
-    farthest = {"way": ways[-1], "attack": MATCHING, "iterations": matching, "seed": 1}
-    return found + [{**farthest, "update_model": name} for name in ("middle", "sme", "nl-sme")]
 
 
 def attacked(
@@ -149,7 +146,7 @@ def of_one_step(
     update = (
         gleak.fedsgd(network, batch) if kind == "FedSGD" else gleak.fedavg(network, batch, lr=0.001)
     )
-    through = "unrolled" if attack == "gleak" else "equivalent"
+    through = "unrolled" if (attack, kind) == ("gleak", "FedAvg") else "equivalent"
     _, scores = searched(
         update,
         batch.label_counts,

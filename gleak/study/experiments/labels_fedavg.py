@@ -5,7 +5,9 @@
 import torch
 
 import gleak
-from gleak.study.experiments.common import clients_and_aux, counted, model_options
+from gleak.study.experiments.common import clients_and_aux, counted
+from gleak.study.experiments.networks import batch_seed, trained_network
+from gleak.training import accuracy
 from gleak.update import Update
 
 Row = dict[str, float | int | str]
@@ -33,6 +35,7 @@ def scores(
 
 
 def local_training(
+    training: int,
     steps: int,
     lr: float,
     E: int,
@@ -47,14 +50,22 @@ def local_training(
 ) -> list[Row]:
     """The methods on a client of `size` images that trains E epochs with batches of B.
 
-    steps: of training at the server before; s, in the rows: local steps of the client.
+    steps: of training at the server before; training: seed of that network, whose batches, told
+    apart by `seed`, no other one gets. s, in the rows: local steps of the client.
     """
     clients, aux = clients_and_aux(gleak.load_pool(dataset))
-    net = gleak.trained_model(model, dataset, steps=steps, seed=3, **model_options(model))
-    drawn = gleak.draw_batch(clients, size, alpha=alpha, seed=seed)
-    local = gleak.fedavg(net, drawn, epochs=E, batch_size=B, lr=lr, shuffle_seed=seed)
+    net = trained_network(model, dataset, steps, training)
+    chosen = batch_seed(training, seed)
+    drawn = gleak.draw_batch(clients, size, alpha=alpha, seed=chosen)
+    local = gleak.fedavg(net, drawn, epochs=E, batch_size=B, lr=lr, shuffle_seed=chosen)
     found = scores(local, drawn.label_counts, inputs=inputs, aux=aux)
     return [{"s": local.local_steps, **row} for row in found]
+
+
+def held_out(training: int, steps: int, *, dataset: str, model: str) -> dict[str, float]:
+    """The share of the clients' images that a network names right."""
+    clients, _ = clients_and_aux(gleak.load_pool(dataset))
+    return {"test accuracy": accuracy(trained_network(model, dataset, steps, training), clients)}
 
 
 def deep(seed: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Chapter 02: label counts from one gradient, by every rule, at every stage of training."""
+"""Chapter 02: label counts from one gradient of an untrained network, by every rule."""
 
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
@@ -11,9 +11,8 @@ from torchvision.transforms import functional as transforms
 
 import gleak
 from gleak.data import Batch
-from gleak.study.experiments.common import clients_and_aux, counted, model_options
+from gleak.study.experiments.common import counted, model_options
 from gleak.study.runner import product
-from gleak.training import accuracy
 
 Row = dict[str, float | int | str | None]
 
@@ -31,10 +30,6 @@ RECORDED: dict[
     "resnet18": ("resnet18", {}, DEEP_INPUTS),
 }
 RECORDED_METHODS = ["gleak", "zlg", "zlg-bias", "ilrg", "llbg", "llg", "idlg", "gradinversion"]
-
-ALPHAS = {"uniform": None, "Dirichlet 1": 1.0, "Dirichlet 0.5": 0.5, "Dirichlet 0.1": 0.1}
-SHARES = {"one dominant": 0.7, "one class": 1.0}  # of the images that are of one class
-DISTRIBUTIONS = [*ALPHAS, *SHARES]
 
 
 def network_of(name: str, batch: Batch, seed: int, width: int) -> nn.Module:
@@ -104,26 +99,14 @@ def augmented(samples: Batch, size: int, seed: int) -> Batch:
 
 
 def untrained_settings(
-    datasets: Sequence[str],
-    model: str,
-    sizes: Sequence[int],
-    deep_sizes: Sequence[int],
-    seeds: int,
+    datasets: Sequence[str], networks: Sequence[str], sizes: Sequence[int], seeds: int
 ) -> list[dict]:
     """Data sets, networks, batch sizes and seeds; the deep network on the first data set alone."""
-    settings = product(
-        dataset=datasets, network=["lenet", "lenet, sigmoid"], K=sizes, seed=range(seeds)
-    )
-    listed = dict.fromkeys(["convnet", "lenet, tanh", model])
-    settings += product(
-        dataset=datasets,
-        network=[name for name in listed if name not in ("lenet", "resnet18")],
-        K=[size for size in sizes if 1 < size <= 64],
-        seed=range(seeds),
-    )
-    return settings + product(
-        dataset=datasets[:1], network=["resnet18"], K=deep_sizes, seed=range(2)
-    )
+    quick = [network for network in networks if network != "resnet18"]
+    settings = product(dataset=datasets, network=quick, K=sizes, seed=range(seeds))
+    deep = [network for network in networks if network not in quick]
+    few = [size for size in sizes if size <= DEEP_INPUTS]
+    return settings + product(dataset=datasets[:1], network=deep, K=few, seed=range(2))
 
 
 def untrained(
@@ -196,131 +179,3 @@ def digits(network: str, seed: int, *, size: int, inputs: int, width: int) -> li
     if network == "resnet18":
         options = {"inputs": DEEP_INPUTS, "methods": ["zlg", "zlg-bias", "ilrg"]}
     return scores(network_of(network, drawn, seed, width), drawn, **options)
-
-
-def trained_network(model: str, pool: str, steps: int, width: int) -> nn.Module:
-    """The network of the chapter's trained stages."""
-    return gleak.trained_model(model, pool, steps=steps, seed=3, **model_options(model, width))
-
-
-def known(network: str, pool: str, steps: int, *, width: int) -> Row:
-    """How much of the clients' images a network at this stage names right."""
-    clients, _ = clients_and_aux(gleak.load_pool(pool))
-    return {"test accuracy": accuracy(trained_network(network, pool, steps, width), clients)}
-
-
-def trained(
-    network: str,
-    pool: str,
-    steps: int,
-    seed: int,
-    *,
-    size: int,
-    alpha: float,
-    inputs: int,
-    width: int,
-) -> list[Row]:
-    """The rules on a trained network, with skewed labels, and the oracle."""
-    clients, aux = clients_and_aux(gleak.load_pool(pool))
-    net = trained_network(network, pool, steps, width)
-    drawn = gleak.draw_batch(clients, size, alpha=alpha, seed=seed)
-    return scores(net, drawn, inputs=inputs, aux=aux, oracle=True)
-
-
-def small_batches(
-    pool: str,
-    steps: int,
-    K: int,
-    seed: int,
-    *,
-    model: str,
-    alpha: float,
-    inputs: int,
-    width: int,
-) -> Row:
-    """Fewer images than classes: the share of labels by each rule, and what `gleak` proves.
-
-    `all certain`: every interval is one number; `wrongly proven`: something is called proven that
-    is not there.
-    """
-    clients, _ = clients_and_aux(gleak.load_pool(pool))
-    net = trained_network(model, pool, steps, width)
-    drawn = gleak.draw_batch(clients, K, alpha=alpha, seed=seed)
-    update = gleak.fedsgd(net, drawn)
-    counts = counted(update, ["zlg", "zlg-bias", "ilrg", "llg"], inputs=inputs)
-    found, truth = gleak.label_posterior(update), drawn.label_counts
-    counts["gleak"] = found.counts
-    scored = {method: gleak.score_labels(c, truth) for method, c in counts.items()}
-    row: Row = {method: score["instance"] for method, score in scored.items()}
-    return row | {
-        "even": scored["gleak"]["even"],
-        "gleak exact": scored["gleak"]["exact"],
-        "all certain": float(found.certain.all()),
-        "wrongly proven": float((found.at_least > truth).any()),
-    }
-
-
-def drawn_with(labels: str, clients: Batch, size: int, seed: int) -> Batch:
-    """`size` images with labels of one of DISTRIBUTIONS; fewer if a single class has fewer."""
-    if labels in ALPHAS:
-        return gleak.draw_batch(clients, size, alpha=ALPHAS[labels], seed=seed)
-    mixed = gleak.draw_batch(clients, size, seed=seed)
-    present = clients.labels.unique()
-    of_class = (clients.labels == present[seed % len(present)]).nonzero().flatten()
-    major = of_class[: int(SHARES[labels] * size)]
-    count = len(major) if labels == "one class" else max(len(major), size)
-    images = torch.cat([clients.images[major], mixed.images])[:count]
-    names = torch.cat([clients.labels[major], mixed.labels])[:count]
-    return Batch(images, names, clients.class_names)
-
-
-def distributions(
-    pool: str, steps: int, labels: str, seed: int, *, model: str, size: int, inputs: int, width: int
-) -> list[Row]:
-    """The rules with labels of one of DISTRIBUTIONS."""
-    clients, aux = clients_and_aux(gleak.load_pool(pool))
-    net = trained_network(model, pool, steps, width)
-    return scores(net, drawn_with(labels, clients, size, seed), inputs=inputs, aux=aux)
-
-
-def classes_settings(seeds: int, photos: bool) -> list[dict]:
-    """Two, twenty, and if asked for a thousand classes."""
-    settings = product(N=[2], steps=[0], seed=range(seeds))
-    settings += product(N=[20], steps=[0, 150, 400], seed=range(seeds))
-    return settings + product(N=[1000] if photos else [], steps=["ImageNet"], seed=range(2))
-
-
-def classes(
-    N: int,
-    steps: int | str,
-    seed: int,
-    *,
-    size: int,
-    alpha: float,
-    inputs: int,
-    photo_size: int,
-) -> list[Row]:
-    """The rules with N classes: two of the digits, crops of twenty photographs, or ImageNet's.
-
-    photo_size: side of the photographs in pixels.
-    """
-    if N == 2:
-        pool = gleak.load_pool("digits")
-        two = (pool.labels < 2).nonzero().flatten()
-        drawn = Batch(pool.images[two], pool.labels[two], ["0", "1"])
-        drawn = gleak.draw_batch(drawn, size, alpha=1.0, seed=seed)
-        net = gleak.build_model("lenet", drawn, seed=seed, **model_options("lenet"))
-        return scores(net, drawn, inputs=inputs)
-    if N == 20:
-        clients, aux = clients_and_aux(gleak.load_pool("imagenet-crops"))
-        net = gleak.trained_model(
-            "lenet", "imagenet-crops", steps=int(steps), seed=3, **model_options("lenet")
-        )
-        drawn = gleak.draw_batch(clients, size, alpha=alpha, seed=seed)
-        return scores(net, drawn, inputs=inputs, aux=aux)
-    photos = gleak.load_batch("imagenet-samples", indices=range(20), image_size=photo_size)
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:16]
-    drawn = Batch(photos.images[order], photos.labels[order], photos.class_names, photos.dataset)
-    methods = ["zlg-bias", "idlg", "llg", "llbg", "ebi", "ilrg"]
-    net = gleak.build_model("efficientnet-lite0", drawn)
-    return scores(net, drawn, inputs=DEEP_INPUTS, methods=methods)

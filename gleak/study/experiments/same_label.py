@@ -17,7 +17,7 @@ import gleak
 from gleak.labels import tolerance
 from gleak.labels.features import image_features
 from gleak.metrics import psnr
-from gleak.study.experiments.ablation import SEARCH, few, untrained
+from gleak.study.experiments.ablation import SEARCH, untrained
 from gleak.study.runner import product
 
 PATTERNS = ("distinct", "2 + 1 + 1", "3 + 1", "2 + 2", "equal")
@@ -166,17 +166,25 @@ def likeness(images: torch.Tensor, mean: torch.Tensor) -> float:
 
 
 def settings(model: str, seeds: int) -> list[dict]:
-    """What the chapter runs `fused` with; batch norm on the convnet alone."""
-    whole, short, both = range(seeds), few(seeds), ["distinct", "equal"]
+    """What the chapter runs `fused` with; the patterns between on fewer networks."""
+    both, between = ["distinct", "equal"], PATTERNS[1:-1]
+    return [
+        *product(case=["matching", "L2", CLOSED_FORM], labels=both, seed=range(seeds)),
+        *product(case=["matching"], labels=between, seed=range(min(seeds, 2))),
+    ]
+
+
+def remedy_settings(model: str, seeds: int, few_seeds: int) -> list[dict]:
+    """What its appendix runs: what else might break the fusion; batch norm on the convnet alone.
+
+    seeds: networks of those that a verdict judges; few_seeds: of the others.
+    """
+    both, some = ["distinct", "equal"], range(few_seeds)
     norm = ["batch norm, train", "batch norm, eval"] if model == "convnet" else []
     return [
-        *product(case=["matching"], labels=both, seed=whole),
-        *product(case=["matching"], labels=["2 + 1 + 1", "2 + 2", "3 + 1"], seed=short),
-        *product(case=["L2", "classifier only", "local steps"], labels=both, seed=short),
-        *product(case=norm, labels=both, seed=short),
-        *product(case=[CLOSED_FORM], labels=both, seed=whole),
-        *product(case=["group consistency"], labels=["equal"], seed=short),
-        *product(case=["starts apart"], labels=["equal"], seed=whole),
+        *product(case=["local steps", *norm], labels=both, seed=range(seeds)),
+        *product(case=["matching", "classifier only"], labels=both, seed=some),
+        *product(case=["group consistency", "starts apart"], labels=["equal"], seed=some),
     ]
 
 

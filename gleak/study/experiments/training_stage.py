@@ -1,11 +1,13 @@
-"""Images and labels restored from one network at several stages of its training.
+"""Images and labels restored over the course of training, for several networks at each stage.
 
-The network is trained on the server's half of a pool; the batches are of the clients' half. PSNR is
-in dB; a gain is PSNR above that of a flat colour, the image's own mean.
+Networks are trained on the server's half of a pool; the batches are of the clients' half. The unit
+is the network: `training` is the seed of its weights and of what it is trained on. PSNR is in dB; a
+gain is PSNR above that of a flat colour, the image's own mean.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,18 +15,15 @@ from torch import nn
 
 import gleak
 from gleak.labels.features import image_features
-from gleak.study.experiments.ablation import SEARCH, family
+from gleak.study.experiments.common import counted
+from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import product
 from gleak.training import accuracy
 from gleak.update import GradientUpdate
 
 RULES = ["zlg", "zlg-bias", "gleak"]
-
-
-def trained(model: str, pool: str, steps: int, width: int) -> nn.Module:
-    """The network after so many steps of training; the lenet has ReLU, the convnet this width."""
-    name, options = family("lenet-relu" if model == "lenet" else model, width)
-    return gleak.trained_model(name, pool, steps=steps, seed=3, **options)
+ATTACKS = ("general", "gleak")
+LOCAL: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 0.01}  # of a client that trains
 
 
 def printed(pools: Sequence[str]) -> dict[str, str]:
@@ -59,65 +58,46 @@ def drawn(
 
 def attacked(
     pool: str,
+    training: int,
     step: int,
     kind: str,
     *,
     model: str,
     width: int,
     size: int,
-    seeds: int,
     iterations: int,
-    feature_iterations: int,
+    own_iterations: int,
 ) -> list[dict]:
-    """A row for each image of some batches: what came back, and what the network made of it.
+    """A row for each image of a network's batch and each attack: what came back, and from what.
 
-    kind: as for `drawn`. `gleak` is tried on the first two batches, where it has a closed form.
+    kind: as for `drawn`; only of all images also the paper's attack, and the network's accuracy.
+    iterations: of the paper's attack; own_iterations: of the study's. The attacker is given the
+    labels. No row where there are no images of the kind.
     """
     clients, rows = gleak.load_pool(pool), []
-    network = trained(model, pool, step, width)
-    known = accuracy(network, clients)
-    for seed in range(seeds):
-        batch = drawn(clients, network, kind, size, seed)
-        if batch is None:
-            continue
-        update = gleak.fedsgd(network, batch)
+    network = trained_network(model, pool, step, training, width)
+    batch = drawn(clients, network, kind, size, batch_seed(training, 0))
+    if batch is None:
+        return []
+    update = gleak.fedsgd(network, batch)
+    about = {"gradient": norm(update), "closed form": has_closed_form(update, batch)}
+    about["accuracy"] = accuracy(network, clients) if kind == "all" else math.nan
+    sure, shares = certainty(network, batch), gradient_shares(network, batch)
+    effort = {"general": iterations, "gleak": own_iterations}
+    for attack in ATTACKS if kind == "all" else ATTACKS[1:]:
         found = gleak.invert(
             update,
             batch.label_counts,
-            "inverting-gradients",
-            iterations=iterations,
-            seed=seed,
+            attack,
+            iterations=effort[attack],
+            seed=training,
             progress=False,
-            **SEARCH,
         )
-        solved = has_closed_form(update, batch)
-        closed = [math.nan] * len(batch)
-        if solved and seed < 2:
-            closed = by_closed_form(update, batch, feature_iterations, seed)
-        about = {
-            "gradient": norm(update),
-            "distance": found.history["distance"].min(),
-            "closed form": solved,
-            "accuracy": known,
-        }
-        sure, shares = certainty(network, batch), gradient_shares(network, batch)
         for k, score in gleak.score(found.images, batch.images).iterrows():
-            flat = score["mean_colour"]
-            rows.append(
-                {
-                    "gleak": closed[k],
-                    "gleak gain": closed[k] - flat,
-                    "seed": seed,
-                    "psnr": score["psnr"],
-                    "ssim": score["ssim"],
-                    "flat": flat,
-                    "thumb8": score["thumb8"],
-                    "gain": score["psnr"] - flat,
-                    **sure[k],
-                    "share": shares[k],
-                    **about,
-                }
-            )
+            psnr, flat = score["psnr"], score["mean_colour"]
+            told = {name: score[name] for name in ("ssim", "thumb8", "mean_colour")}
+            row = {"attack": attack, "image": k, "psnr": psnr, "gain": psnr - flat, **told}
+            rows.append({**row, **sure[k], "share": shares[k], **about})
     return rows
 
 
@@ -156,76 +136,99 @@ def has_closed_form(update: gleak.Update, batch: gleak.Batch) -> bool:
     return True
 
 
-def by_closed_form(
-    update: gleak.Update, batch: gleak.Batch, iterations: int, seed: int
-) -> list[float]:
-    """PSNR of each image by the attack gleak."""
-    found = gleak.invert(
-        update, batch.label_counts, "gleak", iterations=iterations, seed=seed, progress=False
-    )
-    return gleak.score(found.images, batch.images)["psnr"].tolist()
-
-
-def settings(pools: Sequence[str], steps: Sequence[int]) -> list[dict]:
+def settings(pools: Sequence[str], trainings: int, steps: Sequence[int]) -> list[dict]:
     """What the chapter runs `attacked` with: all stages, and at the last one what is known or not.
 
-    pools: names of pools. steps: of training.
+    pools: names of pools. trainings: networks at each stage. steps: of training.
     """
+    shared = {"pool": pools, "training": range(trainings)}
     return [
-        *product(pool=pools, step=steps, kind=["all"]),
-        *product(pool=pools, step=steps[-1:], kind=["right", "wrong"]),
+        *product(**shared, step=steps, kind=["all"]),
+        *product(**shared, step=steps[-1:], kind=["right", "wrong"]),
     ]
 
 
-def stage_means(stages: pd.DataFrame) -> pd.DataFrame:
-    """Means over the images at each pool's stages; of the length of the gradient the median."""
-    by_stage = stages.groupby(["pool", "step"], sort=False)
-    columns = ["accuracy", "entropy", "loss", "psnr", "flat", "gain", "ssim", "distance"]
-    table = by_stage[[*columns, "closed form", "gleak gain"]].mean()
-    return table.assign(gradient=by_stage.gradient.median())
+def budgets(
+    pool: str, training: int, step: int, iterations: int, *, model: str, width: int, size: int
+) -> dict[str, float]:
+    """What the study's attack reaches with a budget, and how it got to the features.
+
+    apart: how far features of different images lie apart, error: those found from the true ones;
+    both as a share of the length of the true features.
+    """
+    clients = gleak.load_pool(pool)
+    network = trained_network(model, pool, step, training, width)
+    batch = drawn(clients, network, "all", size, batch_seed(training, 0))
+    if batch is None:
+        raise ValueError(f"{pool} has no image with any contrast")
+    update = gleak.fedsgd(network, batch)
+    found = gleak.invert(
+        update, batch.label_counts, "gleak", iterations=iterations, seed=training, progress=False
+    )
+    scores = gleak.score(found.images, batch.images)
+    true = features(network, batch.images)
+    reached = features(network, found.images[scores["match"].tolist()])
+    length = true.norm(dim=1).mean()
+    spread = (true - true.mean(0)).norm(dim=1).mean() * 2**0.5  # of two draws, not from the mean
+    return {
+        "psnr": scores["psnr"].mean(),
+        "mean_colour": scores["mean_colour"].mean(),
+        "apart": (spread / length).item(),
+        "error": ((reached - true).norm(dim=1).mean() / length).item(),
+    }
 
 
-def late_means(frame: pd.DataFrame, last: int) -> pd.DataFrame:
-    """Means at the last stage for each pool and kind of images."""
-    columns = ["own softmax", "entropy", "gradient", "flat", "gain", "distance"]
-    by_kind = frame[frame.step == last].groupby(["pool", "kind"])
-    return by_kind[[*columns, "closed form", "gleak gain"]].mean()
-
-
-def gain_by_kind(late: pd.DataFrame) -> pd.DataFrame:
-    """The gain at the last stage: a row for each pool, a column for each kind of images."""
-    return late.pivot_table("gain", "pool", "kind").reindex(columns=["all", "right", "wrong"])
+def features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What enters the last linear layer: (K, features)."""
+    seen: list[torch.Tensor] = []
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
+    with torch.no_grad():
+        network(images)
+    handle.remove()
+    return seen[0]
 
 
 # -- labels ---------------------------------------------------------------------------------------
 
 
 def labelled(
-    pool: str, step: int, *, model: str, width: int, size: int, seeds: int, inputs: int
+    pool: str, training: int, step: int, *, model: str, width: int, size: int, inputs: int
 ) -> list[dict]:
-    """The share of labels that three rules name, and an even guess, on several batches.
+    """The share of labels that three rules and a guess name: of a gradient, and of weights.
 
-    size: of a batch, with labels from Dirichlet(0.3). inputs: random ones of the rule zlg.
+    size: of a batch, with labels from Dirichlet(0.3). inputs: random ones of the paper's rule.
     """
     clients, rows = gleak.load_pool(pool), []
-    network = trained(model, pool, step, width)
-    for seed in range(seeds):
-        batch = gleak.draw_batch(clients, size, alpha=0.3, seed=seed)
-        update = gleak.fedsgd(network, batch)
-        found = gleak.compare_labels(update, RULES, inputs=inputs)
+    network = trained_network(model, pool, step, training, width)
+    batch = gleak.draw_batch(clients, size, alpha=0.3, seed=batch_seed(training, 1))
+    sent = {
+        "gradient": gleak.fedsgd(network, batch),
+        "weights": gleak.fedavg(network, batch, shuffle_seed=training, **LOCAL),
+    }
+    for what, update in sent.items():
+        found = counted(update, RULES, inputs=inputs)
         scores = {rule: gleak.score_labels(c, batch.label_counts) for rule, c in found.items()}
-        row = {"seed": seed, "even": scores["zlg"]["even"]}
-        rows.append(row | {rule: score["instance"] for rule, score in scores.items()})
+        even = scores["gleak"]["even"]
+        shares = {rule: score["instance"] for rule, score in scores.items()} | {"even": even}
+        rows += [
+            {"sent": what, "method": rule, "instance": share, "even": even}
+            for rule, share in shares.items()
+        ]
     return rows
 
 
-def named(labels: pd.DataFrame) -> pd.DataFrame:
-    """The mean share of labels at each stage, over pools and batches."""
-    return labels.groupby("step")[["even", *RULES]].mean()
+def stage_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over networks and images at each stage: PSNR of each attack, and what to beat."""
+    whole = frame[frame.kind == "all"]
+    reached = whole.pivot_table("psnr", "step", "attack")[list(ATTACKS)]
+    others = whole.groupby("step")[["accuracy", "mean_colour", "thumb8"]].mean()
+    return others.join(reached)
 
 
-def label_means(labels: pd.DataFrame) -> pd.DataFrame:
-    """The same for each pool, and the deviation over batches of two of the rules (±)."""
-    by_stage = labels.groupby(["pool", "step"], sort=False)[["even", *RULES]]
-    spread = by_stage.std().add_suffix(" ±")
-    return by_stage.mean().join(spread[["zlg ±", "gleak ±"]])
+def late_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means at the last stage for images that the network names right, and wrong."""
+    late = frame[(frame.step == frame.step.max()) & (frame.kind != "all")]
+    reached = late.pivot_table("psnr", "kind", "attack")
+    others = late.groupby("kind")[["own softmax", "closed form", "mean_colour", "thumb8"]].mean()
+    return others.join(reached)
