@@ -81,12 +81,12 @@ def run(job: tuple) -> pd.DataFrame:
     torch.set_num_threads(1)
     case, attack, seed = chosen["case"], chosen["attack"], chosen["seed"]
     most = min(CASES[case][-1], options.iterations or CASES[case][-1])
-    if attack == "gradinversion":
-        most //= 2  # it runs two restarts
+    restarts = 2 if attack == "gradinversion" else 1  # side by side: so many times the work
     setting = {
         "seconds": 60 * options.minutes,
-        "most": most,
+        "most": most // restarts,
         "attack": attack,
+        "settings": {"restarts": 2} if restarts > 1 else {},
         "seed": seed,
         "pictures": str(picture(folder, case, attack, seed)),
         **client(case, options.device),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from gleak.inversion import ATTACKS
 from gleak.study import recorded
 from gleak.study.experiments import images_fedsgd as experiment
 from gleak.study.experiments.searches import DISTINCT, SIXTEEN
@@ -23,11 +24,11 @@ MATCHING = {
     "dlg": {},
     "idlg": {},
     "inverting-gradients": {"tv": 0.02},  # its best weight here, see the notes
-    "gradinversion": {},
+    "gradinversion": {"restarts": 2},
     "general": {},
 }
-# case: model, train mode, data set, images (or how many of a pool), iterations for matching, for
-# gleak (None: its own)
+# case: model, train mode, data set, images (or how many of a pool), evaluations for matching,
+# iterations for gleak (None: its own)
 CASES = {
     "convnet-4": ("convnet", True, "cifar10", DISTINCT[:4], 600, None),
     "lenet-1": ("lenet", True, "cifar10", DISTINCT[:1], 1500, None),
@@ -80,16 +81,19 @@ def main() -> None:
 def setting(case: str, seed: int, attack: str, iterations: int | None = None) -> dict:
     """The arguments of one run."""
     model, training, data, which, matching, own = CASES[case]
-    iterations = iterations or (own if attack == "gleak" else matching)
-    if attack == "gradinversion":
-        iterations //= 2  # it runs two restarts
+    paper = model == "lenet" and attack in ("dlg", "idlg")  # where they work: at their own effort
+    iterations = iterations or (own if attack == "gleak" else None if paper else matching)
+    settings: dict = dict(MATCHING.get(attack, {}))
+    if iterations:
+        evaluations = getattr(ATTACKS[attack], "evaluations", 1) * settings.get("restarts", 1)
+        settings["iterations"] = max(iterations // evaluations, 1)
     return {
         "model": model,
         "training": training,
         "data": data,
         "which": which,
         "attack": attack,
-        "settings": {"iterations": iterations, **MATCHING.get(attack, {})},
+        "settings": settings,
         "seed": seed,
     }
 

@@ -142,7 +142,7 @@ def labels_answer(rows: pd.DataFrame) -> Answer:
             stronger="what the attack asked for, which a server may well know",
         )
     chance = rows["chance"].mean()
-    numbers = f"{found} labels are read by {rule}; guessing finds {100 * chance:.0f} %"
+    numbers = f"{found} labels are read (by the rule {rule}); guessing finds {100 * chance:.0f} %"
     corrected = (found.share - chance) / (1 - chance)
     if corrected > LABELS_LEAK or found.interval[0] > chance:
         return Answer(Verdict.LEAKS, numbers)
@@ -227,7 +227,7 @@ def known_words(rows: pd.DataFrame, classes: int) -> list[str]:
         right = int(batches["known certain_right"].sum())
         proven = int(batches["known at_least"].sum())
         sentences.append(
-            f"The count of {certain} of {count * classes} classes ({count} batches of {classes}) "
+            f"The count of {certain} of {count * classes} classes ({count} times {classes}) "
             f"is known for certain (90 % posterior intervals of a single number); {right} of these "
             "counts are right."
         )

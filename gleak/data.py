@@ -124,7 +124,8 @@ def load_batch(
     dataset
         One of `list_datasets()`. The small ones come with the extra `samples`. Torchvision's, such
         as "cifar10" (the test images) or "cifar10:train", are looked for under `root`, else under
-        the folder in GLEAK_DATA, and fetched only with `download`. "folder:PATH" has a folder for
+        the folder in GLEAK_DATA, and fetched only with `download`; without a folder,
+        "fashion-mnist" is that of Debian's package, if installed. "folder:PATH" has a folder for
         each class; "images:PATH" is a flat folder of files named CLASS_NUMBER.ext, or one with a
         table labels.csv (columns file and label). "folder:PATH@64" and "images:PATH@64" also cut
         the images to squares of 64 pixels, as image_size does; a path that itself ends so is taken

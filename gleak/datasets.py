@@ -4,6 +4,7 @@ Opening a set lists its files; an image is read when it is asked for. The sets t
 in a few large files (all but ImageNet) are read by torchvision, and kept for the next call.
 """
 
+import gzip
 import importlib.util
 import os
 import warnings
@@ -54,6 +55,8 @@ TORCHVISION = {
     "svhn": (datasets.SVHN, DIGITS),
     "stl10": (datasets.STL10, STL10),
 }
+# Where Debian's package dataset-fashion-mnist puts the files of that set's authors.
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGENET_FOLDERS = {"train": "train", "test": "val"}  # its test labels are not public
 
 
@@ -92,6 +95,8 @@ def open_source(name: str, root: str | Path | None = None, download: bool = Fals
     part = rest if colon else "test"
     if (kind in TORCHVISION or kind == "imagenet") and part in ("train", "test"):
         root = root or os.environ.get("GLEAK_DATA")
+        if not root and kind == "fashion-mnist" and DEBIAN_FASHION.is_dir():
+            return packed_fashion(part, DEBIAN_FASHION)
         if not root:
             raise MissingData(
                 f"{kind} does not ship with gleak: say where torchvision's data lie, by root=... "
@@ -144,6 +149,28 @@ def stored(name: str, part: str, root: Path, download: bool) -> Source:
     labels = torch.as_tensor(np.asarray(data.labels if by_split else data.targets)).long()
     full = name if part == "test" else f"{name}:{part}"
     return Source(full, labels, class_names, lambda index: transforms.to_tensor(data[index][0]))
+
+
+@lru_cache(maxsize=2)
+def packed_fashion(part: str, folder: Path) -> Source:
+    """Fashion-MNIST in its authors' packed files: images of 28x28 bytes and labels of one byte."""
+    prefix = folder / ("t10k" if part == "test" else "train")
+    try:
+        with gzip.open(f"{prefix}-images-idx3-ubyte.gz") as file:
+            pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        with gzip.open(f"{prefix}-labels-idx1-ubyte.gz") as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    except (OSError, EOFError, ValueError) as error:
+        raise MissingData(
+            f"the files in {folder} are not those of Fashion-MNIST: {error}"
+        ) from error
+    name = "fashion-mnist" if part == "test" else f"fashion-mnist:{part}"
+    return Source(
+        name,
+        torch.tensor(labels).long(),
+        FASHION,
+        lambda index: torch.tensor(pixels[index]).float() / 255,
+    )
 
 
 def imagenet(root: Path, part: str) -> Source:

@@ -35,7 +35,7 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, count, figsize=(1.7 * max(count, 2) + 0.5, 4.0), squeeze=False, layout="constrained"
+            2, count, figsize=(1.35 * max(count, 2) + 0.4, 3.4), squeeze=False, layout="constrained"
         )
         for column in range(count):
             guess = batch.class_names[labels[column]]
@@ -172,11 +172,12 @@ def dots(
     panel = panel or "panel"
     rows, kinds = list(frame[row].unique()), list(frame[series].unique())
     panels = list(frame[panel].unique())
+    crowd = int(frame.groupby([panel, row])[series].nunique().max()) - 1  # marks in a line of it
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1,
             len(panels),
-            figsize=(2.9 * len(panels) + 2.2, 0.23 * len(rows) + 1.2),
+            figsize=(2.4 * len(panels) + 1.8, (0.25 + 0.09 * crowd) * len(rows) + 1.2),
             sharey=True,
             squeeze=False,
             layout="constrained",
@@ -188,7 +189,7 @@ def dots(
             for kind in here:
                 index = kinds.index(kind)
                 found = part[part[series] == kind].groupby(row, sort=False)[value]
-                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.25 if shared else 0
+                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.8 / len(here) if shared else 0
                 heights = [rows.index(label) + aside for label in found.mean().index]
                 color = f"C{index % 5}"
                 low, high = zip(*(ends(repeats) for _, repeats in found), strict=True)
@@ -204,7 +205,7 @@ def dots(
                     rotation=90,
                     ha="right",
                     va="top",
-                    fontsize=7,
+                    fontsize=8,
                     color="0.35",
                 )
             axis.set_xlabel(name)

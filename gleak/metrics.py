@@ -1,6 +1,7 @@
 """How much of the client's images came back, next to what anyone could have had without a leak."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,49 @@ def score(
         },
         index=pd.RangeIndex(len(originals), name="original"),
     )
+
+
+def identified(
+    restored: torch.Tensor,
+    originals: torch.Tensor,
+    others: torch.Tensor,
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Whether each restoration is nearer to its original than to any other image, (K,) bool.
+
+    The mean is the identification rate: how often somebody who has all these images at hand, such
+    as a register of patients, would name the right one. Guessing names one of K + M.
+
+    Parameters
+    ----------
+    restored, originals : (K, C, H, W)
+        Images in [0, 1]; restorations are matched to originals as `score` does.
+    others : (M, C, H, W)
+        Images with which the originals could be mixed up, none of them among these.
+    distance
+        Of two batches, to (K,), smaller for images more alike; by default the mean squared error.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ, or an original is among the others.
+    """
+    if others.ndim != 4 or others.shape[1:] != originals.shape[1:]:
+        raise ValueError(
+            f"others must be (M, {', '.join(map(str, originals.shape[1:]))}); "
+            f"got {tuple(others.shape)}"
+        )
+    others = others.to(originals)
+    if any((others == original).flatten(1).all(1).any() for original in originals):
+        raise ValueError("an original is among the others: no rate could tell the two apart")
+    match = score(restored, originals)["match"].tolist()
+    pool = torch.cat([originals, others])
+    between = distance or (lambda images, targets: (images - targets).square().mean((1, 2, 3)))
+    nearest = [
+        between(image.expand_as(pool), pool).argmin().item()
+        for image in restored.to(originals)[match]
+    ]
+    return torch.tensor(nearest) == torch.arange(len(originals))
 
 
 def score_labels(counts: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Pools of images, each split in two: one half for the server's training, one for the clients.
 
 The server's half trains networks (`gleak.training`), the clients' half is what updates are made of.
-No image is in both.
+No image is in both, and no pixel of a photograph.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import torch
@@ -32,11 +33,13 @@ def load_pool(name: str, part: str = "client") -> Batch:
         "mnist-5k": 5000 MNIST images, 28x28, gray. "digits": scikit-learn's 1797 digits of 8x8
         pixels, enlarged to 32x32. "imagenet-crops": random 32x32 colour crops of the 20 ImageNet
         samples at 128 pixels, flipped at random, labelled by their image (20 classes, 100 crops
-        each; crops overlap). Any data set is a pool too, by the name that `load_batch` takes, such
-        as "cifar10" or "folder:PATH@32": all its images, or 5000 drawn at random from a larger one.
+        each). One side of each photograph is the server's, the other the clients', so the crops of
+        one overlap each other and none of the other's. Any data set is a pool too, by the name that
+        `load_batch` takes, such as "cifar10" or "folder:PATH@32": all its images, or 5000 drawn at
+        random from a larger one.
     part
-        "server" (the first half in a fixed random order) or "client". Halves of a small set may
-        lack some of its classes.
+        "server" (of images, the first half in a fixed random order) or "client". Halves of a small
+        set may lack some of its classes.
 
     Raises
     ------
@@ -48,10 +51,16 @@ def load_pool(name: str, part: str = "client") -> Batch:
     """
     if part not in ("server", "client"):
         raise ValueError(f"unknown part {part!r}; known: server, client")
-    pool = POOLS[name]() if name in POOLS else from_dataset(name, folder_stamp(name))
+    if name in POOLS:
+        return POOLS[name](part)
+    return half(from_dataset(name, folder_stamp(name)), part)
+
+
+def half(pool: Batch, part: str) -> Batch:
+    """The server's or the clients' half of the images, in a fixed random order."""
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    half = len(pool) // 2
-    chosen = order[:half] if part == "server" else order[half:]
+    size = len(pool) // 2
+    chosen = order[:size] if part == "server" else order[size:]
     return Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)
 
 
@@ -78,27 +87,58 @@ def digits() -> Batch:
     return Batch(images, torch.tensor(data.target).long(), list("0123456789"), "digits")
 
 
+SIDE = 128  # pixels of the photographs that crops are cut out of
+GAP = 2  # columns between the two sides: in a photograph made smaller, neighbours share pixels
+
+
 @cache
-def imagenet_crops(crops: int = 100, side: int = 32) -> Batch:
-    """Random crops of the ImageNet samples; each image is a class of its own."""
+def imagenet_crops(part: str, crops: int = 50, size: int = 32) -> Batch:
+    """Random crops from one side of each ImageNet sample; each image is a class of its own."""
     samples = load_batch(
-        "imagenet-samples", indices=range(len(sample_files("imagenet"))), image_size=128
+        "imagenet-samples", indices=range(len(sample_files("imagenet"))), image_size=SIDE
     )
-    generator = torch.Generator().manual_seed(0)
-    images = []
-    for image in samples.images:
-        for _ in range(crops):
-            top, left = torch.randint(128 - side + 1, (2,), generator=generator).tolist()
-            crop = transforms.crop(image, top, left, side, side)
-            flip = torch.rand((), generator=generator) < 0.5
-            images.append(transforms.hflip(crop) if flip else crop)
+    images = [
+        transforms.hflip(crop) if flipped else crop
+        for image, (top, left, flipped) in zip(
+            samples.images.repeat_interleave(crops, 0),
+            crop_places(part, len(samples), crops, size),
+            strict=True,
+        )
+        for crop in [transforms.crop(image, top, left, size, size)]
+    ]
     # two of the samples are of one ImageNet class
     names = [f"{samples.class_names[n]} {i}" for i, n in enumerate(samples.labels.tolist())]
     labels = torch.arange(len(samples)).repeat_interleave(crops)
-    return Batch(torch.stack(images), labels, names, "imagenet")
+    mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return Batch(torch.stack(images)[mixed], labels[mixed], names, "imagenet")
 
 
-POOLS = {"mnist-5k": mnist_5k, "digits": digits, "imagenet-crops": imagenet_crops}
+def crop_places(part: str, photographs: int, crops: int, size: int) -> list[tuple[int, int, bool]]:
+    """(top, left, flipped) of the crops, photograph by photograph.
+
+    A coin says which side of a photograph is the server's.
+    """
+    draws = torch.Generator().manual_seed(0)
+    on_left = torch.rand(photographs, generator=draws) < 0.5
+    if part == "client":
+        draws.manual_seed(1)
+        on_left = ~on_left
+    wide = (SIDE - GAP) // 2  # of each side
+    shape = (photographs, crops)
+    top = torch.randint(SIDE - size + 1, shape, generator=draws)
+    left = torch.randint(wide - size + 1, shape, generator=draws)
+    left += torch.where(on_left, 0, SIDE - wide)[:, None]
+    flipped = torch.rand(shape, generator=draws) < 0.5
+    places = torch.stack([top, left, flipped], 2).flatten(0, 1).tolist()
+    return [(top, left, bool(flip)) for top, left, flip in places]
+
+
+# Name -> the half of it that belongs to a part.
+POOLS: dict[str, Callable[[str], Batch]] = {
+    "mnist-5k": lambda part: half(mnist_5k(), part),
+    "digits": lambda part: half(digits(), part),
+    "imagenet-crops": imagenet_crops,
+}
 
 
 @lru_cache(maxsize=2)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from gleak.extras import extra
@@ -19,7 +20,7 @@ with extra("figures"):
 SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 AS_IT_IS = "as-it-is"  # an artist with this gid keeps its colours: what lies on data, not the page
 FONTS = "DejaVu Sans, Verdana, sans-serif"
-DRAWN = {"svg.fonttype": "none", "svg.hashsalt": "gleak", "image.interpolation": "none"}
+DRAWN: Any = {"svg.fonttype": "none", "svg.hashsalt": "gleak", "image.interpolation": "none"}
 POINT = 1.6  # CSS pixels on a wide page; 10 points are a page's text there
 
 

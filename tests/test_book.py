@@ -1,6 +1,11 @@
 """The built pages, as files: nothing from elsewhere, no dead link, words for every picture."""
 
 import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
@@ -110,10 +115,48 @@ def test_glued_numbers_are_in_the_text(pages):
     assert "nan" not in text.split("Is that a leak?")[-1].split("Provenance")[0]
 
 
+def test_chapters_carry_the_numbers_of_their_files(pages):
+    sidebar = named(pages, "book/index.html").select_one(".bd-sidebar")
+    for chapter in chapters.chapters():
+        entry = sidebar.select_one(f"a[href$='{chapter}.html']").get_text(strip=True)
+        number = chapter.partition("_")[0]
+        if number.isdigit():
+            assert entry.startswith(f"{int(number)}. "), entry
+        else:
+            assert not entry[0].isdigit(), entry
+    links = named(pages, "book/reproduce.html").select("article a[href$='01_first_leak.html']")
+    assert any(link.get_text().startswith("1. ") for link in links)
+
+
 def test_size(html, pages):
-    assert sum(file.stat().st_size for file in html.rglob("*") if file.is_file()) < 60e6
+    """What a reader loads at once, and the book as a whole, in bytes."""
+    assert sum(file.stat().st_size for file in html.rglob("*") if file.is_file()) < 26e6
+    assert sum(file.stat().st_size for file in (html / "_static").rglob("*.*")) < 9e6
     for file, page in pages.items():
         sources = {image["src"] for image in page.find_all("img") if image.get("src")}
-        inside = sum(len(source) for source in sources if source.startswith("data:"))
-        files = [file.parent / source for source in sources if not source.startswith("data:")]
-        assert inside + sum(image.stat().st_size for image in files) < 3e6, file
+        files = [file.parent / unquote(name) for name in sources if not name.startswith("data:")]
+        loaded = [file, *files]  # pictures inside of a page are a part of its file
+        assert sum(part.stat().st_size for part in loaded) < 2.5e6, file
+
+
+@pytest.mark.parametrize("address", ["https://github.com/someone/gleak"])
+def test_buttons_that_launch_come_with_a_repository(tmp_path, monkeypatch, address):
+    """A page of its own, built with the book's settings, as if the address were known."""
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(chapters.root() / name, tmp_path)
+    shutil.copytree(chapters.root() / "book" / "_ext", tmp_path / "book" / "_ext")
+    shutil.copytree(chapters.root() / "book" / "_static", tmp_path / "book" / "_static")
+    shutil.copy(chapters.root() / "book" / "references.bib", tmp_path / "book")
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(chapters.root() / "notebooks" / "12_verdicts.ipynb", tmp_path / "notebooks")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: notebooks/12_verdicts\n")
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", tmp_path, "--quiet"]
+    known = {**os.environ, "GLEAK_REPOSITORY": address, "GLEAK_BRANCH": "main"}
+    subprocess.run(command, env=known, capture_output=True, check=True)
+    page = tmp_path / "_build" / "html" / "notebooks" / "12_verdicts.html"
+    links = [a["href"] for a in BeautifulSoup(page.read_text(), "html.parser").select("a[href]")]
+    owner = address.removeprefix("https://github.com/")
+    notebook = "notebooks/12_verdicts.ipynb"
+    assert f"https://mybinder.org/v2/gh/{owner}/main?urlpath=lab/tree/{notebook}" in links
+    assert f"https://colab.research.google.com/github/{owner}/blob/main/{notebook}" in links
+    assert f"{address}/edit/main/notebooks/12_verdicts.md" in links

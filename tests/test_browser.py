@@ -27,6 +27,14 @@ FACTS = """() => ({
   rendered: document.querySelectorAll("article mjx-container").length,
   wrong: document.querySelectorAll("[data-mml-node=merror]").length,
   width: document.documentElement.scrollWidth,
+  height: document.documentElement.scrollHeight,
+  scales: [...document.querySelectorAll(".gleak-figure > svg")].filter(s => s.checkVisibility())
+    .map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width),
+  unsigned: [...document.querySelectorAll(
+    ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container")]
+    .filter(b => b.scrollWidth > b.clientWidth + 1 && b.checkVisibility())
+    .filter(b => !b.previousElementSibling?.matches(".gleak-more:not([hidden])"))
+    .map(b => b.textContent.slice(0, 40)),
 })"""
 
 
@@ -100,6 +108,13 @@ def violations(page, *rules):
     ]
 
 
+# Appendices, the reference and what is looked things up in may be long.
+MAY_BE_LONG = re.compile(r"notebooks/\d\da_|book/(api|changelog|[a-z]+-notes)$")
+STILL_LONG = {  # TODO
+}
+SCREENS = 12  # of 900 pixels
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(page, name):
     opened(page, name)
@@ -109,11 +124,22 @@ def test_page(page, name):
     assert facts["wrong"] == 0
     assert facts["rendered"] >= facts["formulas"]
     assert facts["width"] <= 1280
+    assert facts["unsigned"] == []
+    page.set_viewport_size({"width": 1440, "height": 900})
+    facts = page.evaluate(FACTS)
+    assert facts["width"] <= 1440
+    long = facts["height"] > SCREENS * 900
+    if not MAY_BE_LONG.match(name):
+        assert long == (name in STILL_LONG), f"{facts['height'] / 900:.1f} screens"
     assert violations(page) == []
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert violations(page, "color-contrast") == []
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate(FACTS)["width"] <= 390
+    page.evaluate("() => new Promise(requestAnimationFrame)")  # the signs are there
+    facts = page.evaluate(FACTS)
+    assert facts["width"] <= 390
+    assert facts["unsigned"] == []
+    assert min(facts["scales"], default=1) > 0.84  # 10 points of a figure are 8.4 pixels or more
 
 
 def test_formulas_are_rendered_somewhere(page):

@@ -1,5 +1,6 @@
 """Data sets by name. All files are made here, in the formats in which they are found outside."""
 
+import gzip
 import hashlib
 import pickle
 import struct
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 import gleak
-from gleak.datasets import MissingData, open_source, read_image, stored
+from gleak.datasets import MissingData, open_source, packed_fashion, read_image, stored
 
 RNG = np.random.default_rng(0)
 
@@ -132,6 +133,26 @@ def test_torchvisions_sets_are_read_from_their_own_files(name, tmp_path, monkeyp
     stored.cache_clear()
     assert len(gleak.load_batch(name, size=5, distinct_labels=True)) == 5
     assert gleak.build_model("lenet", batch)[0].mean.shape == (len(batch.images[0]), 1, 1)
+
+
+def test_fashion_mnist_is_read_as_debian_packs_it(tmp_path, monkeypatch):
+    expected = idx(datasets.FashionMNIST)(tmp_path, monkeypatch)
+    for file in (tmp_path / "FashionMNIST" / "raw").iterdir():
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.delenv("GLEAK_DATA", raising=False)
+    monkeypatch.setattr(gleak.datasets, "DEBIAN_FASHION", tmp_path)
+    packed_fashion.cache_clear()
+    for part in ("", ":train"):
+        batch = gleak.load_batch(f"fashion-mnist{part}", indices=[1, 0])
+        assert torch.equal(batch.images[0], expected)
+        assert (batch.labels.tolist(), batch.names[0]) == ([5, 0], "sandal")
+        assert batch.dataset == f"fashion-mnist{part}"
+    with pytest.raises(MissingData, match=r"is not in.*download=True"):
+        gleak.load_batch("fashion-mnist", size=1, root=tmp_path / "elsewhere")
+    packed_fashion.cache_clear()
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(MissingData, match="no complete Fashion-MNIST"):
+        gleak.load_batch("fashion-mnist", size=1)
 
 
 def test_missing_and_damaged_sets_say_what_to_do_and_nothing_is_fetched(tmp_path, monkeypatch):

@@ -431,7 +431,7 @@ def test_shares_of_the_gradient_are_whole_together(pool, two_layers):
 def test_a_stage_has_a_row_for_each_image_and_attack():
     common = {"model": "lenet", "width": WIDTH, "size": 2, "iterations": 2, "own_iterations": 2}
     settings = training_stage.settings(["digits"], 2, [0])
-    assert [s["kind"] for s in settings] == ["all"] * 2 + ["right", "right", "wrong", "wrong"]
+    assert [s["kind"] for s in settings] == ["all"] * 2 + ["right", "wrong"] * 2
     frame = run_grid(training_stage.attacked, settings[:2], common=common)
     assert len(frame) == 2 * 2 * 2  # networks, attacks, images
     assert set(frame.attack) == {"general", "gleak"}

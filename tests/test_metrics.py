@@ -3,7 +3,7 @@ import torch
 import torchvision
 
 import gleak
-from gleak.metrics import ALEXNET, lpips
+from gleak.metrics import ALEXNET, identified, lpips
 
 
 def test_known_values(batch):
@@ -35,6 +35,24 @@ def test_the_order_of_the_restored_images_does_not_matter(batch, order):
     shuffled = gleak.score(restored[order], batch.images)
     assert [order[match] for match in shuffled["match"]] == scores["match"].tolist()
     assert shuffled.drop(columns="match").equals(scores.drop(columns="match"))
+
+
+def test_an_image_is_identified_where_no_other_is_nearer(batch):
+    others = gleak.load_batch("cifar10-samples", indices=range(5, 20)).images
+    draws = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(batch.images.shape, generator=draws)
+    restored = (batch.images + noise).clamp(0, 1)
+    assert identified(restored[[2, 0, 3, 1]], batch.images, others).all()
+    mixed = torch.cat([restored[:3], others[:1]])  # one shows another image
+    assert identified(mixed, batch.images, others).sum() == 3
+    darkness = identified(
+        restored, batch.images, others, lambda a, b: (a.mean((1, 2, 3)) - b.mean((1, 2, 3))).abs()
+    )
+    assert darkness.dtype == torch.bool and len(darkness) == 4
+    with pytest.raises(ValueError, match="an original is among the others"):
+        identified(restored, batch.images, batch.images[:1])
+    with pytest.raises(ValueError, match=r"others must be \(M, 3, 32, 32\)"):
+        identified(restored, batch.images, others[:, :1])
 
 
 def test_matching_is_best_over_all_images_not_greedy():

@@ -73,3 +73,16 @@ def test_every_exercise_has_a_solution():
 def test_the_code_of_a_solution_runs(label):
     exec(compile(SOLVED[label], label, "exec"), {"__name__": label})  # noqa: S102, the book's own
     assert "assert " in SOLVED[label], "a solution has to say what comes out"
+
+
+def test_symbols_are_met_where_the_page_says():
+    page = (ROOT / "book" / "notation.md").read_text("utf-8")
+    rows = re.findall(r"^\| \$(.+?)\$ \|.*`\.\./notebooks/(\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    formulas = {
+        chapter: " ".join(re.findall(r"\$[^$]+\$|```\{math\}.*?```", source, re.DOTALL))
+        for chapter, source in SOURCES.items()
+    }
+    for symbol, chapter in rows:
+        letter = symbol.split("_")[0]
+        assert letter in formulas[chapter], (symbol, chapter)

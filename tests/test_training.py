@@ -25,9 +25,31 @@ def test_pools_are_split_without_overlap(name, size, shape, classes):
     assert len(client) == size
     assert server.images.shape[1:] == shape
     assert server.num_classes == len(set(client.labels.tolist())) == classes
+    assert len(set(server.labels.tolist())) == classes  # both halves of these have all classes
     seen = {image.numpy().tobytes() for image in server.images}
     again = sum(image.numpy().tobytes() in seen for image in client.images)
     assert again <= 5  # crops of one plain surface are alike to the last bit
+
+
+def test_no_pixel_of_a_photograph_is_on_both_sides(monkeypatch):
+    side = pools.SIDE
+    column = torch.arange(side).expand(side, -1)
+    numbered = torch.stack([column, column.T, torch.zeros(side, side)]) / side
+    photographs = gleak.Batch(numbered.repeat(20, 1, 1, 1), torch.arange(20), list("ab" * 10))
+    monkeypatch.setattr(pools, "load_batch", lambda *_, **__: photographs)
+    touched = {}
+    for part in ("server", "client"):
+        crops = pools.imagenet_crops.__wrapped__(part)
+        touched[part] = torch.zeros(20, side, side, dtype=torch.bool)
+        for image, label in zip(crops.images, crops.labels, strict=True):
+            x, y = (image[:2] * side).round().long()
+            touched[part][label, y, x] = True
+    assert not (touched["server"] & touched["client"]).any()
+    for part, pixels in touched.items():
+        assert pixels.float().mean() > 0.45, part  # of 0.49 that are a side's
+    columns = {part: pixels.any(1) for part, pixels in touched.items()}
+    near = torch.nn.functional.max_pool1d(columns["server"].float(), 3, 1, 1).bool()
+    assert not (near & columns["client"]).any()  # the gap: not even neighbours
 
 
 def test_training_learns_and_the_checkpoint_is_the_model(cache):

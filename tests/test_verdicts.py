@@ -92,7 +92,7 @@ def test_the_box_names_both_columns_and_the_condition(monkeypatch):
     lines = [line.get_text() for line in box.select("p")]
     assert lines[1].startswith("The paper's method as published: holds under a condition")
     assert "it holds on untrained networks; it does not hold on trained networks" in lines[1]
-    assert "easy & <b>, zlg: 99% of the labels right" in lines[1]
+    assert "easy & <b>, the paper's rule: 99% of the labels right" in lines[1]
     assert lines[2].startswith("Any method of this study: holds. ")
     assert [cell.get_text() for cell in box.select("tbody th")] == ["easy & <b>", "late"]
     assert len(box.select("tbody tr")) == 4 == len(flat(stored))

@@ -43,7 +43,7 @@ class Options:
     compile: run the step through torch.compile.
     update_model: how a candidate batch is turned into what the client sends; None leaves the choice
     to the attack.
-    snapshots: iterations whose images are kept beside the result.
+    snapshots: evaluations whose images are kept beside the result.
     """
 
     seed: int = 0
@@ -122,7 +122,8 @@ class GradientMatching(Attack):
     box: bool = True  # clip to [0, 1] after every step
     joint_labels: bool = False  # optimise soft labels along with the images
     restarts: int = 1  # the one with the smallest loss wins
-    iterations: int = 300  # evaluations of the loss and its gradient, for each restart
+    iterations: int = 300  # steps of the optimiser, for each restart
+    evaluations: int = 1  # of the loss and its gradient in a step; L-BFGS can take more
     then: "GradientMatching | None" = None  # goes on from the images that this one found
 
     def __post_init__(self) -> None:
@@ -136,7 +137,7 @@ class GradientMatching(Attack):
             check_known(name, getattr(self, name), known, open_to_functions=False)
         for name in ("match", *TERMS, "lr", "noise", "tv_end"):
             check_number(name, getattr(self, name))
-        for name in ("restarts", "iterations"):
+        for name in ("restarts", "iterations", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.resolution <= 1:
@@ -145,8 +146,12 @@ class GradientMatching(Attack):
             raise ValueError(
                 "an attack needs match or features: without them it asks the update nothing"
             )
-        if self.group and self.searches_lines:
+        if self.group and self.quasi_newton:
             raise ValueError("group consistency needs restarts side by side, which L-BFGS has not")
+        if self.evaluations > 1 and not self.quasi_newton:
+            raise ValueError(
+                f"a step of {label(self.optimizer)} takes one evaluation; got {self.evaluations}"
+            )
         priors = as_terms(self.priors)
         names = ["loss", "distance", *TERMS, *(term.name for term in priors)]
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -159,8 +164,8 @@ class GradientMatching(Attack):
         return DISTANCES[self.distance] if isinstance(self.distance, str) else self.distance
 
     @property
-    def searches_lines(self) -> bool:
-        """Whether the optimiser needs all digits of the loss along a line."""
+    def quasi_newton(self) -> bool:
+        """Whether it learns curvature from differences of gradients, where all digits count."""
         return self.optimizer == "lbfgs"
 
     @property
@@ -268,7 +273,9 @@ class GradientMatching(Attack):
             f"minimise  {' + '.join(terms)}",
             f"over      {over}, from {self.restarts} {self.start} start{'s'[: self.restarts > 1]}",
             f"by        {label(self.optimizer)}, step {self.lr:g} ({self.schedule}), "
-            f"{self.iterations} iterations" + (f", noise {self.noise:g}" if self.noise else ""),
+            f"{self.iterations} iterations"
+            + (f" of {self.evaluations} evaluations" if self.evaluations > 1 else "")
+            + (f", noise {self.noise:g}" if self.noise else ""),
             f"after     {self.reference}",
         ]
         if self.then:

@@ -54,7 +54,8 @@ def invert(
         A name (see `list_attacks`) or an `Attack`, also of one's own: anything with a `run`.
         "gleak" chooses the strongest way that the update offers, "exact" is closed form alone.
     iterations
-        Evaluations of the loss and its gradient; the attack's own number by default.
+        Steps of the optimiser; the attack's own number by default. Each is one evaluation of the
+        loss and its gradient, but twenty for "dlg" and "idlg", as in their papers.
     seed
         Of all random draws.
     progress
@@ -69,7 +70,7 @@ def invert(
         such as `partial(path, points=5)`. By default the attack chooses: "gleak" as it says, all
         others take "equivalent", which is all that FedSGD knows.
     snapshots
-        Iterations whose images are kept beside the result, 0 for the start.
+        Evaluations whose images are kept beside the result, 0 for the start.
     overrides
         Single settings of the attack, such as `tv=1e-3`, `optimizer="lbfgs"`, or `priors=[function
         of images]`.

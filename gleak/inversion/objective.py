@@ -113,10 +113,10 @@ class Objective:
     def takes_differences(self) -> bool:
         """Whether the derivative of the gradient can be a difference, which is cheaper.
 
-        The line search of L-BFGS needs all digits, hooks on batch norm a graph, and graphics cards
+        L-BFGS needs all digits, hooks on batch norm a graph, and graphics cards
         round convolutions too much.
         """
-        if self.attack.derivative == "exact" or self.attack.searches_lines or self.norms:
+        if self.attack.derivative == "exact" or self.attack.quasi_newton or self.norms:
             return False
         sent = dict(zip(self.names, self.observed, strict=True))
         distance = self.attack.distance_function

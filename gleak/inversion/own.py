@@ -8,6 +8,7 @@ Weights: the drift of local training is undone in rounds, see `drift`; each roun
 Where drift or the batch leaves no closed form, gradients are matched through an update model.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,12 +20,14 @@ from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, f
 from gleak.inversion.closed import Peeled, peel
 from gleak.inversion.closed.peel import TOLERANCE, hidden_by_maxima, peel_behind
 from gleak.inversion.drift import classifier_drift, undrifted
+from gleak.inversion.linear import linear_guess
 from gleak.inversion.presets import (
     GLEAK_COARSE,
     GLEAK_DIGITS,
     GLEAK_FEATURES,
     GLEAK_FIRST_GUESS,
     GLEAK_GRADIENT,
+    GLEAK_MANY,
     GLEAK_SMOOTH,
 )
 from gleak.inversion.search import Inversion, joined
@@ -48,6 +51,8 @@ STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it bri
 FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
+MANY = 2.0  # activations that are not zero, for each number of an image, from which nothing is open
+LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.
 STRONGEST = ("unrolled", "path", "sme")
 
@@ -99,6 +104,9 @@ class Gleak(Attack):
             matching = preset_for(peeled, update).override(**self.settings)
             if hidden_by_maxima(peeled) and update.precision <= FLOAT32:
                 return self.with_maxima(matching, update, labels, options, peeled)
+            found = of_many(self.settings, update, labels, options, peeled)
+            if found:
+                return found
             found = of_peeled(matching, update, labels, options, peeled)
             if peeled.sharp:
                 found = with_more_starts(matching, update, labels, options, peeled, found)
@@ -229,6 +237,33 @@ class Gleak(Attack):
 
     def __str__(self) -> str:
         return "gleak: what there is a closed form for, then a search for what is left"
+
+
+def of_many(
+    settings: Mapping[str, Any],
+    update: Update,
+    labels: torch.Tensor,
+    options: Options,
+    peeled: Peeled,
+) -> Inversion | None:
+    """Images from activations that are many times as many: from a linear guess, to all digits.
+
+    None where they are not that many, the way to them is smooth, or a start was given.
+    """
+    many = not peeled.is_image and peeled.rough and options.start is None
+    share = (peeled.activations != 0).sum().item() / (len(labels) * math.prod(update.input_shape))
+    start = (
+        linear_guess(peeled, update.input_shape, options.seed) if many and share > MANY else None
+    )
+    if start is None:
+        return None
+    search = GLEAK_MANY.override(**settings)
+    found = search.search(update, labels, replace(options, start=start), peeled)
+    found = replace(found, way=f"from a linear guess, {found.way}")
+    if not found.finished or misfits(found.images, peeled).max() < LOST:
+        return found
+    other = preset_for(peeled, update).override(**settings)
+    return nearer(found, other.search(update, labels, after(options, found), peeled), peeled)
 
 
 def with_more_starts(

@@ -21,6 +21,12 @@ from gleak.inversion.update_models import merge_epochs
 if TYPE_CHECKING:
     from gleak.inversion.attack import GradientMatching, Options
 
+ARMIJO = 1e-4  # of the fall that its slope promises, what torch's line search asks of a step
+MEMORY = 100  # steps from which L-BFGS knows the curvature; as in the code of its papers
+# torch's L-BFGS learns nothing from a step along which the gradient changed by less than 1e-10, an
+# absolute number. Relative losses in float32 end near (2^-23)^2 = 1.4e-14: times this, above it.
+STEEPER = 2.0**20
+
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
@@ -33,13 +39,14 @@ class Inversion:
     labels : (K,)
         Of the images, in ascending order.
     history
-        A frame with a row for each iteration: loss, distance, and the terms of the loss.
+        A frame with a row for each evaluation: loss, distance, and the terms of the loss. That is
+        one for each iteration, but for L-BFGS (see `evaluations` of the attack).
     attack
         The settings that were used, None where nothing was searched.
     learnt
         What the update model learnt of its own, such as the point of `sme`.
     snapshots
-        Iteration to images as they were when it began, where `invert` was asked for them.
+        Row of the history to images as they were then, where `invert` was asked for them.
     finished
         False where Ctrl-C ended the search.
     way
@@ -129,12 +136,14 @@ class Search:
         """The best of all restarts, also where Ctrl-C ended them: see `interrupts_pass`."""
         attack, objective = self.attack, self.objective
         inputs = self.start(seed, start, learnt)
-        size = attack.iterations * (attack.restarts if attack.searches_lines else 1)
+        size = attack.iterations * (
+            attack.evaluations * attack.restarts if attack.quasi_newton else 1
+        )
         record = Record(size, objective.columns, inputs, snapshots)
         bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
         finished = True
         try:
-            way = self.lbfgs if attack.searches_lines else self.descend
+            way = self.lbfgs if attack.quasi_newton else self.descend
             way(inputs, record, bar, torch.Generator().manual_seed(seed + 1))
         except KeyboardInterrupt:
             if _INTERRUPTS_PASS.get():
@@ -252,40 +261,53 @@ class Search:
         return kind(groups, lr=self.attack.lr)
 
     def lbfgs(self, inputs: Inputs, record: Record, bar: tqdm, draws: torch.Generator) -> None:
-        """L-BFGS with line search; restarts one after the other."""
+        """L-BFGS: iterations x evaluations for each restart; one restart after the other.
+
+        Each step is looked for along a line, as long as rounding lets losses be compared there;
+        then full steps go on. It ends where as many evaluations as it remembers find nothing lower.
+        """
         attack = self.attack
+        budget = attack.iterations * attack.evaluations
+        rounding = (2 * torch.finfo(inputs[0].dtype).eps / ARMIJO) ** 2
         for restart in range(len(inputs[0])):
             one = [t[restart : restart + 1].detach().clone().requires_grad_() for t in inputs]
             optimizer = torch.optim.LBFGS(
                 one,
                 lr=attack.lr,
-                max_iter=attack.iterations,
-                max_eval=attack.iterations,
-                history_size=50,
+                max_eval=budget,
+                history_size=MEMORY,
                 tolerance_grad=0,
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
             )
-            evaluations = 0
+            group = optimizer.param_groups[0]
+            losses: list[float] = []
 
-            def closure(restart: int = restart, one: Inputs = one) -> torch.Tensor:
-                nonlocal evaluations
-                if evaluations == attack.iterations:
-                    raise BudgetSpent
-                done = evaluations / attack.iterations
-                losses, gradients = self.evaluate(one, attack.tv_end**done)
-                record.add(*losses, one, restart)
+            def closure(
+                restart: int = restart,
+                one: Inputs = one,
+                losses: list[float] = losses,
+                group: dict = group,
+            ) -> torch.Tensor:
+                if len(losses) == budget:
+                    raise SearchEnds
+                found, gradients = self.evaluate(one, attack.tv_end ** (len(losses) / budget))
+                record.add(*found, one, restart)
                 for tensor, gradient in zip(one, gradients, strict=True):
-                    tensor.grad = gradient
-                evaluations += 1
+                    tensor.grad = STEEPER * gradient
+                losses.append(found[1].item())
                 bar.update()
-                if record.failed(bar):
-                    raise BudgetSpent
-                return losses[0].sum()
+                leapt = group["line_search_fn"] is None and not math.isfinite(losses[-1])
+                if leapt or record.failed(bar):
+                    raise SearchEnds
+                return STEEPER * found[0].sum()
 
             try:
-                optimizer.step(closure)
-            except BudgetSpent:
+                while not losses or len(losses) - losses.index(min(losses)) <= MEMORY:
+                    optimizer.step(closure)  # of up to twenty iterations
+                    if min(losses) < rounding:
+                        group["line_search_fn"] = None
+            except SearchEnds:
                 if record.failed_at is not None:
                     break
 
@@ -318,7 +340,7 @@ class Search:
         return (losses, compared, terms), gradients
 
 
-class BudgetSpent(Exception):  # noqa: N818
+class SearchEnds(Exception):  # noqa: N818
     """Ends L-BFGS in the middle of a line search."""
 
 

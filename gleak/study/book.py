@@ -10,7 +10,7 @@ from docutils import nodes
 from IPython.display import display
 
 from gleak.study.criterion import BADGES, Finding
-from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.summary import Summary, case_name, combined, method, telling
 from gleak.study.tables import rendered
 from gleak.study.verdicts import (
     COLUMNS,
@@ -120,7 +120,7 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
         row = telling(chosen, found.grade)
         said = in_words(found)
         kind = case_name(found.grade).capitalize() if len(rows) > 1 else "Here"
-        case = f"{kind}: {row.setting}, {row['method']}: {row.numbers}; {row.reason}."
+        case = f"{kind}: {row.setting}, {method(row)}: {row.numbers}; {row.reason}."
         start = f"{name[0].upper()}{name[1:]}: "
         lines.append(f"<p>{start}{badge(found.grade)}{html.escape(f'{said}. {case}')}</p>")
         plain.append(f"{start}{found.grade}{said}. {case}")
@@ -136,11 +136,11 @@ def verdict(claims: Sequence[int], rows: Sequence[Row]) -> None:
 def each_setting(frame: pd.DataFrame, title: str) -> str:
     """A table to unfold; frame: the rows of a verdict on one claim."""
     body = ""
-    for number, row in enumerate(frame.itertuples()):
+    for number, (_, row) in enumerate(frame.iterrows()):
         first = number % len(COLUMNS) == 0  # of its setting
         header = f'<th scope="rowgroup" rowspan="{len(COLUMNS)}">{html.escape(row.setting)}</th>'
         cells = (
-            html.escape(f"{row.column}: {row.method}"),
+            html.escape(f"{row.column}: {method(row)}"),
             badge(row.grade),
             html.escape(row.numbers),
             html.escape(row.reason),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from gleak.study.criterion import CONDITION, FAILS, HOLDS, LEAST, OPEN
 from gleak.study.verdicts import CONDITIONS, KEYS
+from gleak.study.words import name
 
 ALTERNATIVES = 2  # conditions that are named one beside the other; more are counted
 
@@ -103,6 +104,12 @@ def common(rows: pd.DataFrame, others: pd.DataFrame) -> str:
 def named(chosen: Mapping[str, str]) -> str:
     """Conditions in words."""
     return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
+
+
+def method(row: pd.Series) -> str:
+    """The method of a row in readers' words."""
+    images = "attack" if row["update"] == "FedSGD" else "procedure"
+    return name(row["method"], "rule" if row["what"] == "labels" else images)
 
 
 def case_name(grade: str) -> str:

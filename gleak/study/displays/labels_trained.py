@@ -19,7 +19,7 @@ LINES = ["even", "confusion", "idlg", "llg", "ilrg", "zlg-bias", "zlg", "gleak"]
 
 def answer(found: LabelPosterior, truth: torch.Tensor) -> pd.DataFrame:
     """What the study's rule answers, class by class, beside the truth."""
-    table = found.frame().drop(columns="mean")
+    table = found.frame().drop(columns="mean").rename_axis("class")
     table.insert(0, "client (hidden)", truth.tolist())
     right = torch.minimum(found.counts, truth).sum().item()
     held = ((found.low <= truth) & (truth <= found.high)).double().mean().item()

@@ -14,9 +14,8 @@ from gleak import figures
 from gleak.study import book, criterion
 from gleak.study.book import badge, glue
 from gleak.study.criterion import BADGES, CONDITION, FAILS, GRADES, HOLDS, OPEN
-from gleak.study.summary import Summary, case_name, combined, telling
+from gleak.study.summary import Summary, case_name, combined, method, telling
 from gleak.study.verdicts import COLUMNS, CONDITIONS, FEW, SMALL
-from gleak.study.words import name as in_words
 
 
 @dataclass(frozen=True)
@@ -255,12 +254,6 @@ def case(records: pd.DataFrame, number: int, column: str) -> str:
     start = capital(case_name(grade)) if settings(rows) > 1 else "Measured"
     measured = f"{row.setting}, {method(row)}: {row.numbers}"
     return f"{start}: {measured}. {capital(row.reason)}."
-
-
-def method(row: pd.Series) -> str:
-    """The method of a record in readers' words."""
-    images = "attack" if row["update"] == "FedSGD" else "procedure"
-    return in_words(row["method"], "rule" if row.what == "labels" else images)
 
 
 def capital(words: str) -> str:

@@ -60,9 +60,16 @@ def glue_effort(report: Report) -> None:
     """Keep what the chapter says of the evidence behind its answers."""
     from gleak.study.book import glue_all  # the command needs no notebook
 
-    effort = {"images": len(report.of(YOURS)), "batches": report.plan.batches}
-    effort["iterations"] = report.plan.iterations
-    glue_all({f"audit_{name}": number for name, number in effort.items()})
+    plan = report.plan
+    effort = {
+        "images": len(report.of(YOURS)),
+        "batches": plan.batches,
+        "iterations": plan.iterations,
+        "networks": "with the weights that were named"
+        if plan.weights
+        else "each with a fresh network that has not been trained",
+    }
+    glue_all({f"audit_{name}": value for name, value in effort.items()})
 
 
 def known(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,27 @@ def client_of(
 
 
 def searched_within(
-    *, seconds: float, most: int, attack: str, seed: int, pictures: str, **client: Any
+    *,
+    seconds: float,
+    most: int,
+    attack: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    pictures: str,
+    **client: Any,
 ) -> dict[str, float]:
     """Mean scores and baselines of one search of so many seconds, or of `most` iterations.
 
-    client: as for `client_of`. pictures: the file that keeps originals and restorations as bytes.
+    settings: of the attack; client: as for `client_of`; pictures: the file that keeps originals and
+    restorations as bytes.
     """
     batch, update = client_of(seed=seed, **client)
     torch.backends.cudnn.allow_tf32 = batch.images.shape[-1] > SMALL
 
     def run(iterations: int) -> Inversion:
-        settings: Any = {"iterations": iterations, "seed": seed, "progress": False}
+        asked: Any = {"iterations": iterations, "seed": seed, "progress": False, **settings}
         try:
-            return gleak.invert(update, batch.label_counts, attack, **settings)
+            return gleak.invert(update, batch.label_counts, attack, **asked)
         except InversionFailed as error:
             return error.best
 

@@ -6,6 +6,7 @@ The attacker is that of chapter 11: told the defence, in closed form where it ca
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -74,7 +75,7 @@ def restored(
             found = gleak.invert(update, counts, "exact")
     if found is None:
         precision = precision_of(update, defence, strength)
-        known = {"precision": precision, "iterations": iterations, "seed": seed}
+        known: Any = {"precision": precision, "iterations": iterations, "seed": seed}
         found = knowing(update, counts, defence, strength, **known)
     scores = gleak.score(found.images, batch.images)
     return found.images[scores["match"].tolist()], scores
