@@ -317,6 +317,8 @@ def test_recorded_runs_from_gradients():
     assert all(fedsgd_display.repeated_claims(table).values())
     assert len(fedsgd_display.best_attacks(table)) == stored.case.nunique()
     assert all(fedsgd_display.recorded_claims(stored).values())
+    shown = fedsgd_display.contest_table(fedsgd_display.contest(stored))
+    assert list(shown.index) == ["16", "16, labels repeat", "8", "8, labels repeat"]
     numbers = fedsgd_display.contest_numbers(stored)
     assert numbers["gap_low"] == fedsgd_display.gaps(fedsgd_display.contest(stored)).min()
     assert numbers["lead_low"] <= numbers["lead_high"]

@@ -256,13 +256,14 @@ def test_lbfgs_goes_on_where_losses_are_rounding():
     small = gleak.load_batch("cifar10-samples", indices=[0], image_size=8)
     update = gleak.fedsgd(gleak.build_model("lenet", small, seed=1), small)
     runs = [
-        gleak.invert(update, small.label_counts, "idlg", seed=s, iterations=25, progress=False)
+        gleak.invert(update, small.label_counts, "idlg", seed=s, iterations=15, progress=False)
         for s in range(3)
     ]
     reached = [gleak.score(run.images, small.images)["psnr"].mean() for run in runs]
     assert sorted(reached)[1] > 60
-    assert min(run.history["loss"].min() for run in runs) < 1e-10  # far below 1e-9, torch's floor
-    assert max(len(run.history) for run in runs) <= 25 * 20
+    lowest = sorted(run.history["loss"].min() for run in runs)
+    assert lowest[1] < 1e-12  # where torch's own tolerances, left alone, end it above 1e-10
+    assert max(len(run.history) for run in runs) <= 15 * 20
 
 
 PAPER_SETTINGS = {  # steps, evaluations in each, starts

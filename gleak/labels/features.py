@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.special import softmax
 
 from gleak.labels.last_layer import LastLayer
-from gleak.labels.low_rank import first_parts
+from gleak.labels.low_rank import LARGE, first_parts, spanning_rows, times
 from gleak.labels.singles import find_singles
 from gleak.labels.statistics import FEW
 from gleak.labels.tolerance import misfit, rank_cutoff
@@ -57,7 +57,7 @@ def image_features(
     try:  # the equations of all together leave fewer digits open than those of one
         return features_at_once(layer, counts, 1, singles.softmax.numpy())
     except MissingKnowledge:
-        device = layer.weight.device
+        device = layer.sent_weight.device
         return singles.features.to(device), singles.softmax.to(device)
 
 
@@ -87,11 +87,8 @@ def features_at_once(
     layer = LastLayer.of(update)
     if not layer.has_bias:
         raise MissingKnowledge("features in closed form need the gradient of the classifier's bias")
-    device = layer.weight.device
-    gradient, bias_gradient, weight, bias = (
-        tensor.cpu().numpy()
-        for tensor in (layer.weight_gradient, layer.bias_gradient, layer.weight, layer.bias)
-    )
+    device = layer.sent_weight.device
+    bias_gradient, bias = (t.detach().cpu().numpy() for t in (layer.bias_gradient, layer.bias))
     one_hot = one_hot_of(counts)
     size, classes = one_hot.shape
     if size > min(classes - 1, MOST):
@@ -100,14 +97,21 @@ def features_at_once(
             f"here {size} images and {classes} classes"
         )
     mean_softmax = bias_gradient + one_hot.mean(0)
-    if min(gradient.shape) > 8 * size:  # of a rank far lower
-        left, values, right = first_parts(gradient, size, careful=True)
+    if layer.sent_gradient.numel() > LARGE:
+        frame = spanning_rows(layer.sent_gradient, size)
+        made = times(layer.sent_gradient, frame.T)
+        left, values, right = np.linalg.svd(made, full_matrices=False)
+        right = right @ frame
     else:
-        left, values, right = np.linalg.svd(gradient, full_matrices=False)
+        gradient = layer.weight_gradient.detach().cpu().numpy()
+        if min(gradient.shape) > 8 * size:  # of a rank far lower
+            left, values, right = first_parts(gradient, size, careful=True)
+        else:
+            left, values, right = np.linalg.svd(gradient, full_matrices=False)
     if values[size - 1] < rank_cutoff(layer.precision) * values[0]:
         raise MissingKnowledge("the classifier's gradient does not tell the images apart")
     columns, rows = left[:, :size], size * values[:size, None] * right[:size]
-    outputs = rows @ weight.T
+    outputs = times(layer.sent_weight, rows.T).T
 
     def logits_of(mix: np.ndarray) -> np.ndarray:
         return np.linalg.solve(mix.T, outputs) + bias

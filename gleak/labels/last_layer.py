@@ -17,7 +17,8 @@ PATH = {"start": (0.0,), "end": (1.0,), "average": (0.0, 1.0)}
 class LastLayer:
     """The last layer's weights, their gradient, and statistics that a method may lean on.
 
-    All tensors are kept in float64.
+    All tensors are in float64, but for `sent_gradient` and `sent_weight`: those of the weight as
+    they came, for what looks at a large classifier without a copy of it.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class LastLayer:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}")
         sent = [t.dtype for t in (weight_gradient, bias_gradient) if t is not None]
         self.precision = max(precision or 0.0, tolerance.of_dtype(*sent))
-        self.weight_gradient, self.weight = weight_gradient.double(), weight.double()
+        self.sent_gradient, self.sent_weight = weight_gradient.detach(), weight.detach()
         self._bias_gradient = None if bias_gradient is None else bias_gradient.double()
         self._bias = None if bias is None else bias.double()
         self.num_samples, self.seed = num_samples, seed
@@ -149,12 +150,22 @@ class LastLayer:
         return layer
 
     def __repr__(self) -> str:
-        classes, features = self.weight.shape
+        classes, features = self.sent_weight.shape
         bias = "no bias" if self._bias_gradient is None else "bias"
         return (
             f"LastLayer({classes} classes, {features} features, {bias}, {self.k} samples, "
             f"precision {self.precision:.0e})"
         )
+
+    @cached_property
+    def weight_gradient(self) -> torch.Tensor:
+        """(N, M)."""
+        return self.sent_gradient.double()
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """W (N, M)."""
+        return self.sent_weight.double()
 
     @property
     def k(self) -> int:
@@ -162,7 +173,7 @@ class LastLayer:
 
     @property
     def n(self) -> int:
-        return len(self.weight)
+        return len(self.sent_weight)
 
     @property
     def bias_gradient(self) -> torch.Tensor:
@@ -322,7 +333,10 @@ class LastLayer:
 
 
 def mean(values: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([value.double() for value in values]).mean(0)
+    """In float64, but for a single one, which stays as it is."""
+    return (
+        values[0] if len(values) == 1 else torch.stack([value.double() for value in values]).mean(0)
+    )
 
 
 def forward_all(places: list[Update], images: torch.Tensor) -> SoftmaxAndFeatures:

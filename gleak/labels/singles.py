@@ -35,7 +35,7 @@ from scipy.optimize import least_squares, linprog, nnls
 from scipy.special import softmax
 
 from gleak.labels.last_layer import LastLayer
-from gleak.labels.low_rank import first_parts
+from gleak.labels.low_rank import LARGE, first_parts, spanning_rows, times
 from gleak.labels.shares import directions, mean_embedding
 from gleak.labels.statistics import FEW
 from gleak.labels.tolerance import noise, settled, zero
@@ -123,15 +123,7 @@ def find_singles(layer: LastLayer) -> Singles:
             f"here are {layer.k} images and {layer.n} classes"
         )
     scale = float(layer.few_gaussian[1].square().mean().sqrt().clamp_min(1e-12))
-    gradient = torch.cat([layer.weight_gradient, scale * layer.bias_gradient[:, None]], 1)
-    weight = torch.cat([layer.weight, layer.bias[:, None] / scale], 1)
-    whole = Terms(
-        layer.k * gradient.cpu().numpy(),
-        weight.detach().cpu().numpy(),
-        scale,
-        layer.k,
-        layer.precision,
-    )
+    whole = Terms(*seen_in_frame(layer, scale), scale, layer.k, layer.precision)
     draws = np.random.default_rng(layer.seed)
     found: list[Single] = []
     while len(found) < layer.k:
@@ -147,22 +139,46 @@ def find_singles(layer: LastLayer) -> Singles:
 
     return Singles(
         torch.tensor([single.label for single in found], dtype=torch.long),
-        stacked([single.features[:-1] for single in found], weight.shape[1] - 1),
+        stacked([single.features[:-1] for single in found], layer.sent_weight.shape[1]),
         stacked([single.softmax for single in found], layer.n),
         complete=len(found) == layer.k and whole.explained_by(found),
     )
+
+
+def seen_in_frame(
+    layer: LastLayer, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """K grad [W, scale b] and [W, b / scale] (N, M + 1) each; and None.
+
+    Of a large classifier (N, r) each, in a frame of r orthogonal rows (r, M + 1) that span the
+    gradient: last comes the frame.
+    """
+    gradient, weight = layer.bias_gradient[:, None] * scale, layer.bias[:, None] / scale
+    gradient, weight = gradient.detach(), weight.detach()
+    if layer.sent_gradient.numel() <= LARGE:
+        gradient = torch.cat([layer.weight_gradient, gradient], 1)
+        weight = torch.cat([layer.weight, weight], 1)
+        return layer.k * gradient.cpu().numpy(), weight.detach().cpu().numpy(), None
+    last, last_weight = gradient.cpu().numpy(), weight.cpu().numpy()
+    rows = spanning_rows(layer.sent_gradient, layer.k + 1)
+    frame = np.zeros((len(rows) + 1, rows.shape[1] + 1))  # and the bias's own direction
+    frame[:-1, :-1], frame[-1, -1] = rows, 1.0
+    made = np.hstack([times(layer.sent_gradient, rows.T), last])
+    return layer.k * made, np.hstack([times(layer.sent_weight, rows.T), last_weight]), frame
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
     """A sum of at most `most` rank-one terms v o^T, (N, M + 1), and the classifier [W, b / scale].
 
+    frame: None, or the rows (r, M + 1) that the sum and the classifier are written by, (N, r) each.
     The last feature of every image is `scale` in place of one: as large as the others.
     noise: how large a term rounding alone could make. precision: of what was sent.
     """
 
     gradient: np.ndarray
     weight: np.ndarray
+    frame: np.ndarray | None
     scale: float
     most: int
     precision: float
@@ -180,7 +196,12 @@ class Terms:
         """U (N, r), S (r,), V^T (r, M + 1), of what is larger than noise."""
         left, values, right = self.parts
         rank = int((values[: self.most] > 3 * self.noise).sum())
-        return left[:, :rank], values[:rank], right[:rank]
+        right = right[:rank] if self.frame is None else right[:rank] @ self.frame
+        return left[:, :rank], values[:rank], right
+
+    def in_frame(self, features: np.ndarray) -> np.ndarray:
+        """Features (..., M + 1) as the sum and the classifier are written."""
+        return features if self.frame is None else features @ self.frame.T
 
     @cached_property
     def noise(self) -> float:
@@ -191,10 +212,11 @@ class Terms:
 
     def without(self, found: list[Single]) -> "Terms":
         """What is left of the sum."""
-        terms = sum(np.outer(single.wrong, single.features) for single in found)
+        terms = sum(np.outer(single.wrong, self.in_frame(single.features)) for single in found)
         left = self.most - len(found)
         gradient = self.gradient - terms
-        return Terms(gradient, self.weight, self.scale, left, self.precision, self.noise)
+        given = self.weight, self.frame, self.scale, left, self.precision, self.noise
+        return Terms(gradient, *given)
 
     def explained_by(self, found: list[Single]) -> bool:
         left = np.linalg.norm(self.without(found).gradient)
@@ -267,7 +289,7 @@ class Terms:
     def likeliest(self, mix: np.ndarray) -> int:
         """The class whose label makes the features V d a term of the sum."""
         left, values, right = self.decomposition
-        p = softmax(self.weight @ (mix @ right))
+        p = softmax(self.weight @ self.in_frame(mix @ right))
         dual = left @ (mix / values)
         share = dual @ p - dual  # c^T S^-1 d for each class
         # how much of v lies outside of span(U), from |U^T v|^2 and |v|^2 for each class
@@ -279,7 +301,7 @@ class Terms:
     def solved(self, mix: np.ndarray, label: int) -> Single | None:
         """The term of this label nearest to features V d, or None if there is none nearby."""
         left, values, right = self.decomposition
-        logits, last = self.weight @ right.T, right[:, -1] / self.scale
+        logits, last = self.weight @ self.in_frame(right).T, right[:, -1] / self.scale
 
         def parts(mix: np.ndarray) -> tuple[Any, ...]:
             p = softmax(logits @ mix)

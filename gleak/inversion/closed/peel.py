@@ -41,6 +41,7 @@ from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
 from gleak.inversion.closed.solve import Solved, solve_input
 from gleak.inversion.closed.start import hidden_start
 from gleak.labels.features import image_features
+from gleak.labels.low_rank import times_transposed
 from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge, Update
 
@@ -256,7 +257,8 @@ def start_of(
         raise
     labels = torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
     wrong = (probabilities - F.one_hot(labels, len(counts)).to(probabilities)) / len(labels)
-    place = Place(wrong @ update.classifier.weight.double(), features)
+    slope = times_transposed(update.classifier.weight, wrong.T.cpu().numpy()).T
+    place = Place(torch.from_numpy(slope).to(wrong), features)
     return len(chain.steps) - 1, place, features, normed
 
 

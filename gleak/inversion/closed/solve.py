@@ -300,14 +300,15 @@ def in_the_open(
     layer = told.layer
     directions = equations.as_inputs((right[rank:] / size.T).T)  # (K, free, H, W)
     directions = directions.transpose(0, 1).flatten(0, 1)[:, None]
-    columns = []
+    columns = directions.new_empty(free, channels, int(told.known.sum()))
     for channel in range(channels):
         alone = directions.new_zeros(len(directions), channels, *directions.shape[2:])
         alone[:, channel] = directions[:, 0]
-        columns.append(without_bias(layer, alone).view(free, *told.known.shape)[:, told.known])
+        made = without_bias(layer, alone).view(free, *told.known.shape)
+        columns[:, channel] = made[:, told.known]
     with torch.no_grad():
         missing = (told.outputs - double(layer, equations.as_inputs(solution)))[told.known]
-    seen = torch.stack(columns, dim=1).flatten(0, 1).T  # (known, free x channels)
+    seen = columns.flatten(0, 1).T  # (known, free x channels)
     factor = factor_of(seen.T @ seen)
     if factor is None:
         raise ArithmeticError(OPEN)

@@ -1,5 +1,6 @@
 """Images from FedSGD gradients: tables, figures, numbers for the prose, claims and verdicts."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
@@ -345,6 +346,16 @@ def contest(stored: pd.DataFrame) -> pd.DataFrame:
     """Mean and deviation of the recorded runs against GradInversion."""
     rivals = stored[stored["case"].str.startswith("gradinversion")]
     return rivals.pivot_table("psnr", index="case", columns="attack", aggfunc=["mean", "std"])
+
+
+def contest_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The contest for readers: cases in words, each with a mean and a deviation (dB)."""
+    words = {"gradinversion-": "", "-repeated": ", labels repeat"}
+    index = [
+        re.sub("gradinversion-|-repeated", lambda it: words[it[0]], case) for case in table.index
+    ]
+    shown = table.rename(columns={"mean": "mean (dB)", "std": "standard deviation (dB)"})
+    return shown.set_axis(pd.Index(index, name="images"))
 
 
 def gaps(table: pd.DataFrame) -> pd.Series:

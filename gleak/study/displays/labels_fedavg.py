@@ -83,17 +83,18 @@ def longest(frame: pd.DataFrame) -> pd.DataFrame:
 
 def claims_local_training(frame: pd.DataFrame, known: pd.DataFrame) -> dict[str, bool]:
     """The claims on local training, and whether they hold."""
-    trained, total = by_method(frame[frame.steps > 0]), by_method(frame)
+    total = by_method(frame)
+    end = by_method(frame[frame.steps == frame.steps.max()])
     first = by_method(frame[(frame.steps == 0) & (frame["E"] == frame["E"].min())])
     late = known[known.steps == known.steps.max()]["test accuracy"]
     return {
         "at the last stage networks name 90 % of the clients' images": late.mean() >= 0.9,
-        "untrained, one epoch: the study's rule names 95 % of the labels": first["gleak"] >= 0.95,
+        "untrained, one epoch: the study's rule names 90 % of the labels": first["gleak"] >= 0.9,
         "the study's rule is ahead of every other rule without data and of the guess": (
             total["gleak"] > zero_shot(total, guess=True).max()
         ),
-        "trained: the paper's rule is within 0.1 of the guess or below": (
-            trained["zlg"] < trained["even"] + 0.1
+        "at the last stage the paper's rule is within 0.1 of the guess or below": (
+            end["zlg"] < end["even"] + 0.1
         ),
     }
 

@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from gleak import figures
@@ -96,7 +97,7 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
         "mean colours": (thumbnail(originals, 1), "The images as one colour each."),
     }
     drawn = "".join(
-        f'<p class="row-title">{title}</p>{figures.picture(images, words)}'
+        f'<p class="row-title">{title}</p>{figures.picture(side_by_side(images), words)}'
         for title, (images, words) in rows.items()
     )
     said, where = html.escape(verdict(cell)), html.escape(cell.defence)
@@ -106,6 +107,11 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
         f'<p class="verdict"><span aria-hidden="true">{"!" if cell.leaks else "–"}</span> '
         f"{said}</p>{drawn}</div>"
     )
+
+
+def side_by_side(images: torch.Tensor) -> torch.Tensor:
+    """Images (K, C, H, W) as a single one (1, C, H, K W), without the light gaps of a strip."""
+    return torch.cat(tuple(images), dim=2)[None]
 
 
 def all_cells(cells: Sequence[Cell], sizes: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ is the network: `training` is the seed of its weights and of what it is trained 
 gain is PSNR above that of a flat colour, the image's own mean.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,8 +70,9 @@ def attacked(
 ) -> list[dict]:
     """A row for each image of a network's batch and each attack: what came back, and from what.
 
-    kind: as for `drawn`. iterations: of the paper's attack; own_iterations: of the study's. The
-    attacker is given the labels. None of both where there are no images of the kind.
+    kind: as for `drawn`; only of all images also the paper's attack, and the network's accuracy.
+    iterations: of the paper's attack; own_iterations: of the study's. The attacker is given the
+    labels. No row where there are no images of the kind.
     """
     clients, rows = gleak.load_pool(pool), []
     network = trained_network(model, pool, step, training, width)
@@ -78,12 +80,18 @@ def attacked(
     if batch is None:
         return []
     update = gleak.fedsgd(network, batch)
-    about = {"accuracy": accuracy(network, clients), "gradient": norm(update)}
-    about["closed form"] = has_closed_form(update, batch)
+    about = {"gradient": norm(update), "closed form": has_closed_form(update, batch)}
+    about["accuracy"] = accuracy(network, clients) if kind == "all" else math.nan
     sure, shares = certainty(network, batch), gradient_shares(network, batch)
-    for attack, budget in zip(ATTACKS, (iterations, own_iterations), strict=True):
+    effort = {"general": iterations, "gleak": own_iterations}
+    for attack in ATTACKS if kind == "all" else ATTACKS[1:]:
         found = gleak.invert(
-            update, batch.label_counts, attack, iterations=budget, seed=training, progress=False
+            update,
+            batch.label_counts,
+            attack,
+            iterations=effort[attack],
+            seed=training,
+            progress=False,
         )
         for k, score in gleak.score(found.images, batch.images).iterrows():
             psnr, flat = score["psnr"], score["mean_colour"]
@@ -221,6 +229,6 @@ def stage_means(frame: pd.DataFrame) -> pd.DataFrame:
 def late_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Means at the last stage for images that the network names right, and wrong."""
     late = frame[(frame.step == frame.step.max()) & (frame.kind != "all")]
-    reached = late.pivot_table("psnr", "kind", "attack")[list(ATTACKS)]
+    reached = late.pivot_table("psnr", "kind", "attack")
     others = late.groupby("kind")[["own softmax", "closed form", "mean_colour", "thumb8"]].mean()
     return others.join(reached)
