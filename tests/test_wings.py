@@ -19,7 +19,7 @@ jupyter_book""".split()
 
 # Optional dependency -> the modules that may import it: inside a function or, with a star, at all.
 OPTIONAL = {
-    "matplotlib": {"figures.py*"},
+    "matplotlib": {"figures.py*", "themed.py*"},
     "flwr": {"flower.py*"},
     "opacus": {"defences.py"},
     "mlxtend": {"pools.py"},
