@@ -14,12 +14,12 @@ from gleak.study.experiments import play as experiment
 
 @pytest.fixture(scope="module")
 def cells():
-    return experiment.cells("digits", "lenet", [1, 4], [0], iterations=2, seed=0)
+    return experiment.cells("mnist-5k", "lenet", [1, 4], [0], iterations=2, seed=1)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return experiment.client_images("digits", 4, 4)
+    return experiment.client_images("mnist-5k", 4, 4)
 
 
 def cell_of(cells, defence, size):
