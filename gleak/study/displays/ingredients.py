@@ -103,8 +103,13 @@ def said(found: Interval) -> str:
     'costs 3.0 dB (2.0 to 4.0)'
     >>> said(Interval(0.4, -0.5, 1.0, 5))
     'is not shown to matter (+0.4 dB, -0.5 to +1.0)'
+    >>> said(Interval(2.0, 2.0, 2.0, 1))
+    'was measured on 1 network only (+2.0 dB)'
     """
-    if found.n < criterion.LEAST or found.low <= 0 <= found.high:
+    if found.n < criterion.LEAST:
+        networks = criterion.counted(int(found.n), "network")
+        return f"was measured on {networks} only ({found.mean:+z.1f} dB)"
+    if found.low <= 0 <= found.high:
         ends = f"{found.mean:+z.1f} dB, {found.low:+z.1f} to {found.high:+z.1f}"
         return f"is not shown to matter ({ends})"
     least, most = sorted((abs(found.low), abs(found.high)))
