@@ -161,9 +161,7 @@ def packed_fashion(part: str, folder: Path) -> Source:
         with gzip.open(f"{prefix}-labels-idx1-ubyte.gz") as file:
             labels = np.frombuffer(file.read(), np.uint8, offset=8)
     except (OSError, EOFError, ValueError) as error:
-        raise MissingData(
-            f"the files in {folder} are not those of Fashion-MNIST: {error}"
-        ) from error
+        raise MissingData(f"{folder} has no complete Fashion-MNIST: {error}") from error
     name = "fashion-mnist" if part == "test" else f"fashion-mnist:{part}"
     return Source(
         name,

@@ -93,7 +93,9 @@ def test_without_a_script_there_is_one_cell_and_a_table_of_all(cells, batch):
         assert re.search(rf"<td>(<strong>)?{re.escape(number)}", page)
 
 
-def test_the_map_has_a_field_for_each_cell(cells):
+def test_the_figure_has_a_mark_for_each_cell(cells):
     figure, alt = display.leads(cells)
-    assert len(figure.axes[0].texts) == len(cells)
+    marks = [line for line in figure.axes[0].lines if line.get_marker() in "os"]
+    assert sum(len(line.get_xdata()) for line in marks) == len(cells)
+    assert max(max(line.get_xdata()) for line in marks) <= display.SHOWN
     assert "Above zero is a leak" in alt

@@ -46,7 +46,7 @@ def test_no_pixel_of_a_photograph_is_on_both_sides(monkeypatch):
             touched[part][label, y, x] = True
     assert not (touched["server"] & touched["client"]).any()
     for part, pixels in touched.items():
-        assert pixels.float().mean() > 0.45, part  # of 0.49 that are a side's
+        assert pixels.float().mean() > 0.4, part  # of 0.49; corners are in few crops
     columns = {part: pixels.any(1) for part, pixels in touched.items()}
     near = torch.nn.functional.max_pool1d(columns["server"].float(), 3, 1, 1).bool()
     assert not (near & columns["client"]).any()  # the gap: not even neighbours

@@ -85,8 +85,14 @@ def shown(monkeypatch, claims, rows):
 
 def test_the_box_names_both_columns_and_the_condition(monkeypatch):
     rows = [
-        (setting("easy & <b>", images=4), {"paper": labels(0.99), "any": labels(1.0)}),
-        (setting("late", images=4, trained=True), {"paper": labels(0.5), "any": labels(1.0)}),
+        (
+            setting("easy & <b>", what="labels", images=4),
+            {"paper": labels(0.99), "any": labels(1.0)},
+        ),
+        (
+            setting("late", what="labels", images=4, trained=True),
+            {"paper": labels(0.5), "any": labels(1.0)},
+        ),
     ]
     box, stored = shown(monkeypatch, [1], rows)
     lines = [line.get_text() for line in box.select("p")]

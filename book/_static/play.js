@@ -14,7 +14,7 @@ document.addEventListener("DOMContentLoaded", () => {
       }
       for (const cell of cells) {
         cell.hidden = !Object.entries(wanted).every(([name, value]) => cell.dataset[name] === value);
-        if (!cell.hidden) said.textContent = cell.querySelector(".verdict").textContent;
+        if (!cell.hidden) said.textContent = cell.querySelector(".verdict").lastChild.textContent;
       }
     };
     player.addEventListener("input", show);

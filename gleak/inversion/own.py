@@ -1,8 +1,9 @@
 """The study's own attack: what the update gives away in closed form, and a search for the rest.
 
 One gradient: as many layers as there are closed forms for are peeled off, then images are searched
-for that have these activations. Where a max-pooling ended the peeling, they tell its places, more
-layers follow, and a second search. Where nothing can be peeled, gradients are matched.
+for that have these activations, from a linear guess where those are many. Where a max-pooling ended
+the peeling, they tell its places, more layers follow, and a second search. Where nothing can be
+peeled, gradients are matched.
 
 Weights: the drift of local training is undone in rounds, see `drift`; each round reads a gradient.
 Where drift or the batch leaves no closed form, gradients are matched through an update model.

@@ -186,6 +186,7 @@ def compared(one: Way, width: float) -> list[str]:
         text(212, 94, "gradient at W^{0}", "little red"),
         path([(176, 110), (204, 110)], "green thick"),
         text(212, 114, "gradient in the middle", "little green"),
+        text(176, 138, "drawn downhill, as steps go", "little quiet"),
     ]
     parts.append(text(0, 212, "off by", "bold"))
     for row, (place, kind, name) in enumerate(

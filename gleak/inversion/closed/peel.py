@@ -76,7 +76,8 @@ class Peeled:
     """The activations of every image at the place nearest to the images that is known.
 
     trunk: the network from the images to that place.
-    activations: (K, ...), in the order of the labels, as the model's numbers.
+    activations: (K, ...), in the order of the labels, as the model's numbers; images of one class
+    are in no order, so that the truth is theirs up to a permutation.
     is_image: whether these are the images themselves. is_features: whether they are what enters the
     classifier, so that no layer was peeled but the last.
     parameters: the names of the model's parameters in front of the place.

@@ -1,5 +1,6 @@
 """Shares of labels as lines over stages, steps or sizes, as several chapters show them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from gleak import figures
 from gleak.study import criterion
 from gleak.study.words import name
 
+MOST = 4  # panels side by side that a page has no room for: two in a row instead
 BANDS = ("gleak", "zlg")  # rules whose interval is drawn
 LOOKS: dict[str, dict[str, Any]] = {
     "even": {"color": "0.5", "linestyle": ":", "marker": ""},
@@ -49,15 +51,20 @@ def lines(
     across: the column along the horizontal axis, whose values stand at equal distances; words: what
     it is. A band is the interval over units.
     """
-    wide = 3.2 * len(panels) + 2.6 * (len(panels) == 1)
+    across_page = len(panels) if len(panels) < MOST else 2
+    down = math.ceil(len(panels) / across_page)
+    size = (3.2 * across_page + 2.6 * (across_page == 1), 2.6 * down + 0.6)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(wide, 3.2), sharey=True, squeeze=False, layout="constrained"
+            down, across_page, figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
-        for axis, (title, runs) in zip(axes[0], panels.items(), strict=True):
+        for axis, (title, runs) in zip(axes.flat, panels.items(), strict=False):
             one_panel(axis, shares(runs, across, unit), across, rules)
             axis.set(title=title, xlabel=words)
-        axes[0, 0].set(ylabel="share of labels right", ylim=(0, 1.04))
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis in axes[:, 0]:
+            axis.set(ylabel="share of labels right", ylim=(0, 1.04))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
     named = ", ".join(name(rule, "rule") for rule in rules)

@@ -4,7 +4,6 @@ import html
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from gleak import figures
@@ -14,6 +13,7 @@ from gleak.study.book import glue
 from gleak.study.experiments.play import Cell
 
 NO_LEAK = "no leak found by this attack with this effort"
+SHOWN = 20.0  # dB; a closed form is far beyond
 LABELS = {"size": "images in the batch, K", "steps": "steps of training", "defence": "defence"}
 
 
@@ -97,7 +97,7 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
         "mean colours": (thumbnail(originals, 1), "The images as one colour each."),
     }
     drawn = "".join(
-        f'<p class="row-title">{title}</p>{figures.picture(side_by_side(images), words)}'
+        f'<p class="row-title">{title}</p>{figures.picture(images, words)}'
         for title, (images, words) in rows.items()
     )
     said, where = html.escape(verdict(cell)), html.escape(cell.defence)
@@ -107,11 +107,6 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
         f'<p class="verdict"><span aria-hidden="true">{"!" if cell.leaks else "–"}</span> '
         f"{said}</p>{drawn}</div>"
     )
-
-
-def side_by_side(images: torch.Tensor) -> torch.Tensor:
-    """Images (K, C, H, W) as a single one (1, C, H, K W), without the light gaps of a strip."""
-    return torch.cat(tuple(images), dim=2)[None]
 
 
 def all_cells(cells: Sequence[Cell], sizes: Sequence[int]) -> str:
@@ -143,18 +138,21 @@ def all_cells(cells: Sequence[Cell], sizes: Sequence[int]) -> str:
 def leads(cells: Sequence[Cell]) -> tuple[Figure, str]:
     """How far each cell lies above the thumbnails; the figure and its alt text."""
     table = frame(cells)
-    panels = {
-        f"{steps} steps": part.pivot_table(index="defence", columns="size", values="lead")
-        .reindex(list(dict.fromkeys(part["defence"])))
-        .rename_axis(columns="images, K")
-        for steps, part in table.assign(lead=table["lead"].clip(upper=20)).groupby("steps")
-    }
     best = table.loc[table["lead"].idxmax()]
+    lead = f"dB above 8×8 thumbnails, at most {SHOWN:g}"
+    shown = pd.DataFrame(
+        {
+            "setting": [f"{cell.defence}, {cell.steps} steps" for cell in cells],
+            "images": [f"K = {cell.size}" for cell in cells],
+            lead: table["lead"].clip(upper=SHOWN),
+        }
+    )
     summary = (
         f"Above zero is a leak: {(table['lead'] > 0).sum()} of {len(table)} settings; most with "
         f"{best['defence']} as defence and K = {best['size']}."
     )
-    return figures.heatmaps(panels, "dB above a thumbnail, at most 20", summary)
+    lines = {lead: {"8×8 thumbnail": 0.0}}
+    return figures.dots(shown, summary, row="setting", value=lead, series="images", lines=lines)
 
 
 def numbers(cells: Sequence[Cell], iterations: int) -> None:

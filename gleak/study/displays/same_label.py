@@ -111,7 +111,7 @@ def numbers(frame: pd.DataFrame, table: pd.DataFrame, images: torch.Tensor) -> d
 
 def attacks_table(table: pd.DataFrame) -> pd.DataFrame:
     """What three attacks bring back of the images and of their differences, by labels."""
-    words = {"matching": "cosine", "L2": "L2", CLOSED_FORM: "study's attack"}
+    words = {"matching": "by cosine", "L2": "by L2", CLOSED_FORM: "the study's attack"}
     rows = [(case, labels) for case in words for labels in ("distinct", "equal")]
     shown = table.loc[rows, ["psnr", "mean image", "mean restored", "differences"]]
     shown.index = pd.MultiIndex.from_tuples(

@@ -1,6 +1,7 @@
 """Figures, tables, numbers, claims and verdicts of the chapter on the stage of training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,7 +16,10 @@ from gleak.study.experiments.training_stage import ATTACKS, LOCAL, RULES
 from gleak.study.verdicts import setting
 from gleak.study.words import name
 
-LOOKS = {"general": {"color": "C1", "marker": "s"}, "gleak": {"color": "C0", "marker": "o"}}
+LOOKS: dict[str, dict[str, Any]] = {
+    "general": {"color": "C1", "marker": "s"},
+    "gleak": {"color": "C0", "marker": "o"},
+}
 BARS = {"thumb8": ("8×8 thumbnail", "--"), "mean_colour": ("mean colour", ":")}
 
 # -- images ---------------------------------------------------------------------------------------
@@ -60,12 +64,12 @@ def by_stage(frame: pd.DataFrame) -> tuple[Figure, str]:
     )
 
 
-def image_numbers(frame: pd.DataFrame) -> dict[str, object]:
+def image_numbers(frame: pd.DataFrame) -> dict[str, Any]:
     """What the text says of images: first, last, and best stage of each attack."""
     whole = frame[frame.kind == "all"]
     steps = sorted(whole.step.unique())
     mean = whole.groupby(["attack", "step"])[["psnr", "thumb8", "mean_colour"]].mean()
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "last": steps[-1],
         "networks": whole[["pool", "training"]].drop_duplicates().shape[0],
         "accuracy": whole[whole.step == steps[-1]].accuracy.mean(),
@@ -130,9 +134,7 @@ def claims_images(frame: pd.DataFrame) -> dict[str, bool]:
     whole = frame[(frame.kind == "all") & (frame.attack == "gleak")]
     entropy = whole.groupby("step").entropy.mean()
     return {
-        "at the last stage networks name 90 % of the clients' images": (
-            float(str(told["accuracy"])) >= 0.9
-        ),
+        "at the last stage networks name 90 % of the clients' images": (told["accuracy"] >= 0.9),
         "the softmax gets sure of itself": entropy.iloc[-1] < entropy.iloc[0] / 2,
         "images with the larger share of the gradient gain more": (
             shares["large"] > shares["small"]
@@ -172,10 +174,10 @@ def budget_numbers(longer: pd.DataFrame) -> dict[str, float]:
 def claims_crops(frame: pd.DataFrame, longer: pd.DataFrame) -> dict[str, bool]:
     """The claims on crops of photographs, and whether they hold."""
     told, budget = image_numbers(frame), budget_numbers(longer)
-    first, flat = float(str(told["gleak_first"])), float(str(told["flat"]))
+    first, flat = told["gleak_first"], told["flat"]
     return {
         "untrained: the study's attack stays below one flat colour": first < flat,
-        "it does better after some training": float(str(told["gleak_best"])) > first + 2,
+        "it does better after some training": told["gleak_best"] > first + 2,
         "untrained: a longer search gains 2 dB or more": budget["budget_first"] > 2,
         "the short search leaves a larger error of features on untrained networks": (
             budget["error_first"] > 2 * budget["error_second"]

@@ -369,7 +369,7 @@ def order_claims(effect: pd.DataFrame, cost: Mapping[bool, pd.Series]) -> dict[s
 def tests_table(tests: pd.DataFrame) -> pd.DataFrame:
     """What the tests say of right and wrong labels, by attack."""
     words = {"right": "all right", "absent": "one of an absent class"}
-    named = tests.assign(labels=tests.wrong.map(words), search=tests.attack)
+    named = tests.assign(labels=tests.wrong.map(words), search="by " + tests.attack)
     return named.groupby(["search", "labels"], sort=False).agg(
         **{
             "lowest softmax": ("lowest softmax", "mean"),

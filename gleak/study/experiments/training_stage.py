@@ -202,7 +202,7 @@ def labelled(
     clients, rows = gleak.load_pool(pool), []
     network = trained_network(model, pool, step, training, width)
     batch = gleak.draw_batch(clients, size, alpha=0.3, seed=batch_seed(training, 1))
-    sent = {
+    sent: dict[str, gleak.Update] = {
         "gradient": gleak.fedsgd(network, batch),
         "weights": gleak.fedavg(network, batch, shuffle_seed=training, **LOCAL),
     }
