@@ -71,6 +71,17 @@ def test_outputs_tell_what_gradients_leave_open():
         solve_input(layer, slope, gradient, outputs, active, (3, 9, 9), EXACT)
 
 
+def test_an_image_with_faint_slopes_leaves_nothing_open():
+    """Normal equations lose an image whose slopes are a hundred million times smaller."""
+    layer = nn.Conv2d(4, 24, 3, padding=1)
+    inputs, outputs, slope, _ = case(layer, 2, (4, 6, 5))
+    slope[1] *= 1e-8
+    (gradient,) = torch.autograd.grad(layer(inputs), layer.weight, slope)
+    assert rank_of(Equations(layer, slope, (4, 6, 5)).square()) < 60
+    found = solve_input(layer, slope, gradient, outputs, outputs > 0, (4, 6, 5), EXACT)
+    assert (found.inputs - inputs).abs().max() < 1e-4
+
+
 def test_outputs_that_tell_the_same_twice_leave_the_rest_open():
     """Ten outputs of each place tell its three values, and nothing tells those of two images."""
     layer = nn.Conv2d(3, 10, 1)

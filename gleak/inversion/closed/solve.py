@@ -296,6 +296,8 @@ def in_the_open(
     rank = int((values > rank_cut(rounding) * values[0]).sum())
     solution = right[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None]) / size
     free, channels = len(right) - rank, target.shape[1]
+    if not free:  # more digits show what normal equations did not
+        return solution
     refuse_too_few([equations], rank, channels, [told])
     layer = told.layer
     directions = equations.as_inputs((right[rank:] / size.T).T)  # (K, free, H, W)
