@@ -453,9 +453,9 @@ def test_networks_of_a_cell_have_weights_and_batches_of_their_own():
     assert len({batch_seed(training, number) for training in range(9) for number in range(9)}) == 81
 
 
-def test_features_are_what_enters_the_last_layer(two_layers, batch):
-    found = training_stage.features(two_layers, batch.images)
-    assert torch.allclose(two_layers[3](found), two_layers(batch.images))
+def test_features_are_what_enters_the_last_layer(two_layers, tiny):
+    found = training_stage.features(two_layers, tiny.images)
+    assert torch.allclose(two_layers[3](found), two_layers(tiny.images))
 
 
 def test_labels_at_a_stage():

@@ -162,7 +162,7 @@ def rivals(ours, theirs, units=6, case="gradinversion-8"):
 @pytest.mark.parametrize(
     ("ours", "theirs", "units", "grade", "reason"),
     [
-        (25, 22, 6, OPEN, f"a GradInversion without {MISSING[0]}"),
+        (25, 22, 6, OPEN, f"GradInversion ran without {MISSING[0]}"),
         (22, 25, 6, FAILS, "behind GradInversion"),
         (18, 15, 6, OPEN, "neither method is above the thumbnails"),
         (25, 22, 3, OPEN, "only 3 networks were measured"),
