@@ -78,7 +78,6 @@ CLAIMS = {
 }
 LEAKS = (1, 2, 3, 6)  # claims that something leaks: what points to it is said, proven or not
 WHO = {"paper": "the paper's method", "any": "the best method of this study"}
-MARKS = {HOLDS: "✓", CONDITION: "◐", FAILS: "✗", OPEN: "?"}
 STYLES = {
     HOLDS: ("#009E73", "o"),
     CONDITION: ("#E69F00", "D"),
@@ -349,7 +348,7 @@ def cell(rows: pd.DataFrame, column: str) -> str:
     about = f"{row.setting}: {row.reason}"
     return (
         f'<a class="badge-{BADGES[found.grade]} {column}" href="{row.link}" '
-        f'title="{html.escape(about)}">{who}<span aria-hidden="true">{MARKS[found.grade]}</span>'
+        f'title="{html.escape(about)}">{who}'
         f'<span class="gleak-unseen">{found.grade}: </span> {html.escape(number)}</a>'
     )
 
