@@ -23,7 +23,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 # What a page that is open says of itself.
 FACTS = """() => ({
   images: [...document.images].filter(i => i.complete && !i.naturalWidth && i.src).map(i => i.src),
-  formulas: document.querySelectorAll("article .math").length,
+  formulas: document.querySelectorAll("article .math:not(svg *)").length,
   rendered: document.querySelectorAll("article mjx-container").length,
   wrong: document.querySelectorAll("[data-mml-node=merror]").length,
   width: document.documentElement.scrollWidth,

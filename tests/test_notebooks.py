@@ -60,7 +60,7 @@ def test_parameters_that_every_chapter_has(chapter):
     assert {"dataset", "model"} <= set(known)
     searches = any("iterations=" in cell.source for cell in chapters.read_source(chapter).cells)
     assert "iterations" in known or not searches
-    assert {"indices", "size"} & set(known)
+    assert {"indices", "size", "sizes"} & set(known)
     assert len({"seed", "seeds"} & set(known)) == 1
 
 

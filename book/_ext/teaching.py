@@ -41,8 +41,8 @@ class Deck(SphinxDirective):
 
 
 def write(app, error) -> None:
-    """Put the deck beside the pages."""
-    if error is None and app.builder.name == "html":
+    """Put the deck beside the pages, if the hour is one of them."""
+    if error is None and app.builder.name == "html" and "book/teach" in app.env.found_docs:
         source = Path(app.srcdir)
         page = slides.deck(
             slides.stops(source / "book" / "hour.yml"),
