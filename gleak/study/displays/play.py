@@ -91,7 +91,7 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
     originals = batch.images[: cell.size]
     names = ", ".join(batch.names[: cell.size])
     rows = {
-        "the client's": (originals, f"The client's images: {names}."),
+        "the client's": (originals, f"The images that the client holds: {names}."),
         "restored": (cell.images, f"Restored, {cell.scores['psnr'].mean():.1f} dB."),
         "8×8 thumbnails": (thumbnail(originals, 8), "The images as thumbnails of 8x8 pixels."),
         "mean colours": (thumbnail(originals, 1), "The images as one colour each."),
