@@ -92,7 +92,10 @@ def shown(cell: Cell, batch: Batch, *, hidden: bool) -> str:
     names = ", ".join(batch.names[: cell.size])
     rows = {
         "the client's": (originals, f"The images that the client holds: {names}."),
-        "restored": (cell.images, f"What the attacker restored of them, {cell.scores['psnr'].mean():.1f} dB."),
+        "restored": (
+            cell.images,
+            f"What the attacker restored of them, {cell.scores['psnr'].mean():.1f} dB.",
+        ),
         "8×8 thumbnails": (thumbnail(originals, 8), "The images as thumbnails of 8x8 pixels."),
         "mean colours": (thumbnail(originals, 1), "The images as one colour each."),
     }
