@@ -52,7 +52,9 @@ STRAIGHT = 0.02  # drift of the classifier's gradient below which undoing it bri
 FEW_STEPS = 8  # local steps up to which each is matched for itself, where there is no closed form
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
-MANY = 2.0  # activations that are not zero, for each number of an image, from which nothing is open
+# Activations that are not zero, for each number of an image, from which little is open. A ResNet-18
+# has 5; a convnet behind two poolings up to 2.7, and loses by the guess (see the image notes).
+MANY = 2.0
 LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.
 STRONGEST = ("unrolled", "path", "sme")
