@@ -23,6 +23,7 @@ with extra("figures"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEGEND = 5.6  # inches, of a figure: three names of attacks fit side by side
 STYLE = rc_params_from_file(
     Path(__file__).with_name("figures.mplstyle"), use_default_template=False
 )
@@ -177,7 +178,7 @@ def dots(
         figure, axes = plt.subplots(
             1,
             len(panels),
-            figsize=(2.4 * len(panels) + 1.8, (0.25 + 0.09 * crowd) * len(rows) + 1.2),
+            figsize=(max(2.4 * len(panels) + 1.8, LEGEND), (0.25 + 0.09 * crowd) * len(rows) + 1.2),
             sharey=True,
             squeeze=False,
             layout="constrained",

@@ -54,7 +54,7 @@ STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Activations that are not zero, for each number of an image, from which little is open. A ResNet-18
 # has 5; a convnet behind two poolings up to 2.7, and loses by the guess (see the image notes).
-MANY = 2.0
+MANY = 4.0
 LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.
 STRONGEST = ("unrolled", "path", "sme")

@@ -232,7 +232,7 @@ def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
     above = runs.pivot_table("against", "setting", "attack") > 0
     parts = [f"{name(a, 'attack')} in {int(above[a].sum())}" for a in SHOWN if a in above]
     axis = "PSNR against the 8×8 thumbnails (dB)"
-    figure, alt = figures.dots(
+    return figures.dots(
         runs.assign(attack=[name(a, "attack") for a in runs["attack"]]).rename(
             columns={"against": axis}
         ),
@@ -243,8 +243,6 @@ def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
         lines={axis: {"": 0}},
         ends=interval_ends,
     )
-    figure.set_figwidth(5.6)  # three names of attacks side by side
-    return figure, alt
 
 
 def small_table(stored: pd.DataFrame) -> pd.DataFrame:
