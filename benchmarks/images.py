@@ -1,6 +1,11 @@
-"""All attacks on all networks, over several seeds: the recorded table of chapter 04.
+r"""All attacks on all networks, over several seeds: the recorded tables of chapter 04.
 
     python benchmarks/images.py book/results/04_images_fedsgd.csv [--cases convnet-4 lenet-1 ...]
+    python benchmarks/images.py book/results/04_fresh_images.csv --fresh \
+        --cases convnet-4 convnet-8 lenet-4 resnet18-eval-4 \
+        --attacks gleak general inverting-gradients gradinversion --seeds 101 102 103 104 105
+
+With --fresh the images are others, and no setting was chosen on them, nor on these seeds.
 
 Each row is one run: the images' mean PSNR and SSIM after matching, and the CPU seconds it took.
 Runs are stored as they end, so an interrupted command goes on where it stopped; the file is written
@@ -17,7 +22,7 @@ import torch
 from gleak.inversion import ATTACKS
 from gleak.study import recorded
 from gleak.study.experiments import images_fedsgd as experiment
-from gleak.study.experiments.searches import DISTINCT, SIXTEEN
+from gleak.study.experiments.searches import DISTINCT, FRESH, SIXTEEN
 from gleak.study.runner import product, run_grid
 
 MATCHING = {
@@ -57,12 +62,14 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--attacks", nargs="+", default=["gleak", *MATCHING])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--fresh", action="store_true", help="images nothing was chosen on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--iterations", type=int, help="other than the cases have (a quick look)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     runs = product(case=options.cases, seed=options.seeds, attack=options.attacks)
-    settings = [setting(**run, iterations=options.iterations) for run in runs]
+    more = {"iterations": options.iterations, "fresh": options.fresh}
+    settings = [setting(**run, **more) for run in runs]
     frame = run_grid(experiment.recorded, settings, label="runs")
     names = ["case", "attack", "seed"]
     measured = frame.columns[frame.columns.get_loc("iterations") :]
@@ -71,16 +78,23 @@ def main() -> None:
         options.file,
         frame,
         [
-            f"python benchmarks/images.py, {datetime.date.today()}, torch {torch.__version__}",
+            f"python benchmarks/images.py{' --fresh' * options.fresh}, {datetime.date.today()}, "
+            f"torch {torch.__version__}",
             f"{platform.machine()} CPU, {options.threads} thread, other work beside it",
         ],
     )
     print(frame.to_string())
 
 
-def setting(case: str, seed: int, attack: str, iterations: int | None = None) -> dict:
-    """The arguments of one run."""
+def setting(
+    case: str, seed: int, attack: str, iterations: int | None = None, fresh: bool = False
+) -> dict:
+    """The arguments of one run; ValueError where a case has no images of another kind."""
     model, training, data, which, matching, own = CASES[case]
+    if fresh:
+        if not isinstance(which, list) or which != DISTINCT[: len(which)]:
+            raise ValueError(f"{case}: there are no fresh images for it")
+        which = FRESH[: len(which)]
     paper = model == "lenet" and attack in ("dlg", "idlg")  # where they work: at their own effort
     iterations = iterations or (own if attack == "gleak" else None if paper else matching)
     settings: dict = dict(MATCHING.get(attack, {}))

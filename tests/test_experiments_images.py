@@ -325,6 +325,34 @@ def test_recorded_runs_from_gradients():
     assert numbers["lead_low"] <= numbers["lead_high"]
 
 
+def test_the_lead_is_compared_on_images_that_no_setting_was_chosen_on():
+    def runs(ours, theirs):
+        pairs = [("gleak", ours), ("general", theirs)]
+        return pd.DataFrame(
+            [
+                {"case": "convnet-4", "attack": attack, "seed": seed, "psnr": psnr, "thumb8": 20}
+                for attack, reached in pairs
+                for seed, psnr in enumerate(reached)
+            ]
+        )
+
+    usual, fresh = runs([26, 25], [22, 22]), runs([24.0, 23.5], [22.0, 22.5])
+    assert list(fedsgd_display.lead(fresh)["convnet-4"]) == [2, 1]
+    numbers = fedsgd_display.fresh_numbers(usual, fresh)
+    assert (numbers["lead_usual"], numbers["lead_fresh"]) == (3.5, 1.5)
+    assert (numbers["lead_fresh_lowest"], numbers["lead_fresh_highest"]) == (1, 2)
+    row = fedsgd_display.fresh_table(usual, fresh).loc["convnet, 4 images"]
+    assert [cell.split()[0] for cell in row] == ["+3.5", "+1.5", "+3.8"]
+    assert not any(fedsgd_display.fresh_claims(runs([24, 24], [24, 25])).values())
+
+
+def test_recorded_runs_on_fresh_images():
+    stored = recorded.read(RESULTS / "04_images_fedsgd.csv")
+    fresh = recorded.read(RESULTS / "04_fresh_images.csv")
+    assert not set(fresh.seed) & set(stored.seed)
+    assert all(fedsgd_display.fresh_claims(fresh).values())
+
+
 def test_the_card_is_shared_by_two_chapters():
     stored = recorded.read(RESULTS / "gpu.csv")
     small, photos = fedsgd_display.card(stored), imagenet_display.card(stored)

@@ -11,8 +11,10 @@ from gleak.data import Batch
 from gleak.inversion import Inversion
 from gleak.update import GradientUpdate, Update
 
-# Of the shipped samples: images of eight classes of CIFAR-10, and of sixteen of CIFAR-100.
+# Of the shipped samples: images of eight classes of CIFAR-10, eight more that no setting was chosen
+# on, and images of sixteen classes of CIFAR-100.
 DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]
+FRESH = [5, 8, 9, 10, 14, 15, 16, 17]
 SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]
 
 
