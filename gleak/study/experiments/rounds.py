@@ -90,9 +90,10 @@ def stages(
 ) -> list[dict[str, Any]]:
     """Of private updates along a private training: accuracy, labels that leak, and one image.
 
-    A row for each of `steps`. `labels`: the share of labels right on average over so many
-    batches of `size`, by the best of the rules with the clip undone or not; `guess`: that of a guess that takes all classes for equally
-    frequent. `psnr` (dB): what an attacker who knows the defence finds of an update of one image.
+    A row for each of `steps`. `labels`: the share of labels right on average over so many batches
+    of `size`, by the best of the rules with the clip undone or not; `guess`: that of a guess that
+    takes all classes for equally frequent. `psnr` (dB): what an attacker who knows the defence
+    finds of an update of one image.
     """
     data, clients = gleak.load_pool(pool, "server"), gleak.load_pool(pool, "client")
     drawn = [gleak.draw_batch(clients, size, seed=100 * seed + n) for n in range(batches)]
