@@ -524,7 +524,7 @@ def recorded_rows(stored: pd.DataFrame) -> list[tuple[bool, Row]]:
     rows: list[tuple[bool, Row]] = []
     for (network, steps, size, drift), runs in judged(stored).items():
         state = f"trained for {steps} steps" if steps else "untrained"
-        told = f"recorded: {size} images, {network}, {state}, {drift}"
+        told = f"recorded runs: {size} images, {words.name(network, 'network')}, {state}, {drift}"
         where = setting(told, images=size, trained=bool(steps), weights=True, more=f"with {drift}")
         found = criterion.image_columns(of_most_seeds(runs), ["seed"], PAPER, match=WAY)
         alone = of_most_seeds(runs[runs.attack == PAPER])
