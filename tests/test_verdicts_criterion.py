@@ -231,7 +231,7 @@ def test_every_grade_of_several_settings():
 def test_the_condition_names_what_else_is_different():
     assert combined(judged((EASY, HOLDS), (SMOOTH, FAILS))).fails == "with sigmoids"
     alike = setting("another", images=4)
-    assert combined(judged((EASY, HOLDS), (alike, FAILS))).counts == "in 1 of 2"
+    assert combined(judged((EASY, HOLDS), (alike, FAILS))).counts == "in 1 of 2 settings"
     found = combined(judged((EASY, FAILS), (SMOOTH, HOLDS), (LATE, HOLDS)))
     assert found.holds == "with sigmoids or on trained networks"
 
@@ -249,7 +249,9 @@ def test_where_no_condition_decides_settings_are_counted():
             (photographs, OPEN),
         )
     )
-    assert found.counts == "on untrained networks in 6 of 7, on trained networks in none of 3"
+    assert found.counts == (
+        "on untrained networks in 6 of 7 settings, on trained networks in none of 3"
+    )
     assert found.open == (
         "in 2 other settings, among them all for more than 8 images and all with pictures of more "
         "than 64 pixels"

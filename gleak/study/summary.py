@@ -66,8 +66,8 @@ def combined(rows: pd.DataFrame) -> Summary:
     return Summary(
         CONDITION,
         holds,
-        where(failed, pd.concat([held, unknown])) or others(failed),
-        where(unknown, pd.concat([held, failed])) or others(unknown),
+        where(failed, pd.concat([held, unknown])) or besides(failed),
+        where(unknown, pd.concat([held, failed])) or besides(unknown),
     )
 
 
@@ -94,21 +94,21 @@ def counted(held: pd.DataFrame, failed: pd.DataFrame) -> str:
     """In how many settings that decide it holds, on both sides of the condition that tells most."""
     decided = pd.concat([held, failed])
     holds = decided.index.isin(held.index)
-    best, told = -1.0, f"in {among(len(held), len(decided))}"
+    best, told = -1.0, [f"in {among(len(held), len(decided))}"]
     for key in CONDITIONS:
         sides = pd.DataFrame({"side": decided[key], "holds": holds}).groupby("side").holds
         shares = sides.agg(["mean", "sum", "size"]).sort_values("mean", ascending=False)
-        if (
-            len(shares) < 2
-            or (gap := float(shares["mean"].iloc[0] - shares["mean"].iloc[-1])) <= best
-        ):
+        gap = float(shares["mean"].iloc[0] - shares["mean"].iloc[-1])
+        if len(shares) < 2 or gap <= best:
             continue
         best = gap
-        told = ", ".join(
+        told = [
             f"{named({key: str(side)})} in {among(int(row['sum']), int(row['size']))}"
             for side, row in shares.iterrows()
-        )
-    return told
+        ]
+    first, *rest = told
+    unit = "" if "setting" in first else " settings"
+    return ", ".join([f"{first}{unit}", *rest])
 
 
 def among(part: int, whole: int) -> str:
@@ -131,10 +131,10 @@ def undecided(rows: pd.DataFrame, decided: pd.DataFrame) -> str:
         if (rows[key] == value).any() and not (decided[key] == value).any()
     ]
     shared = f", among them all {' and all '.join(sides)}" if sides else ""
-    return f"{others(rows)}{shared}" if len(rows) else ""
+    return f"{besides(rows)}{shared}" if len(rows) else ""
 
 
-def others(rows: pd.DataFrame) -> str:
+def besides(rows: pd.DataFrame) -> str:
     """So many settings besides those that were named; nothing for none."""
     if rows.empty:
         return ""
