@@ -81,6 +81,8 @@ def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
     >>> where(here, pd.DataFrame([vars(setting("c", images=4, trained=True))]))
     'on untrained networks'
     """
+    if rows.empty:
+        return ""
     told: dict[str, None] = {}  # in order
     rest = others[KEYS].to_dict("records")
     for row in rows[KEYS].to_dict("records"):
