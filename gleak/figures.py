@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def comparison(
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
         for axis, text in zip(axes[:, 0], ("original", *results), strict=True):
-            axis.set_ylabel(text)
+            axis.set_ylabel(textwrap.fill(text, 14))  # as high as a picture
     means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
     names = ", ".join(batch.names)
     alt = (
@@ -105,12 +106,12 @@ def comparison(
 def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) -> tuple[Figure, str]:
     """The columns of a table over its index, both axes logarithmic; the figure and its alt text."""
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+        figure, axis = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
         for name, marker in zip(table.columns, "osd^v", strict=False):
             axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
         axis.set_xlabel(horizontal)
         axis.set_ylabel(vertical)
-        axis.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
 
 

@@ -51,7 +51,7 @@ def pattern_lines(frame: pd.DataFrame) -> tuple[Figure, str]:
         line(left, main, "mean restored", "C2", "mean of the batch")
         line(left, main, "psnr", "C0", "the images")
         left.axhline(mean_image, color="0.5", ls="--", lw=1)
-        left.text(0, mean_image + 0.2, "true mean shown for every image", fontsize=8)
+        left.text(4, mean_image + 0.2, "true mean shown for every image", fontsize=8, ha="right")
         left.set_ylabel("PSNR (dB)")
         left.legend(fontsize=8)
         line(right, main, "differences", "C1")
