@@ -258,7 +258,8 @@ def pull_lines(
             axis.loglog(NOISE, right, "o-", ms=4, label="labels right")
             axis.loglog(NOISE, wrong[:, others].mean(1), "s-", ms=4, label="one wrong: the others")
             axis.loglog(NOISE, wrong[:, ~others].mean(1), "X-", ms=4, label="one wrong: that image")
-            axis.set(title=distance, xlabel="noise on the pixels")
+            title = {"l2": "L2"}.get(distance, distance)
+            axis.set(title=title, xlabel="noise on the pixels")
         axes[0].set_ylabel("pull at an image")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure, (
