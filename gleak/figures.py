@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def comparison(
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
         for axis, text in zip(axes[:, 0], ("original", *results), strict=True):
-            axis.set_ylabel(text)
+            axis.set_ylabel(textwrap.fill(text, 14))  # as high as a picture
     means = [f"{name} at {scores['psnr'].mean():.0f} dB" for name, (_, scores) in results.items()]
     names = ", ".join(batch.names)
     alt = (
@@ -105,12 +106,12 @@ def comparison(
 def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) -> tuple[Figure, str]:
     """The columns of a table over its index, both axes logarithmic; the figure and its alt text."""
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+        figure, axis = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
         for name, marker in zip(table.columns, "osd^v", strict=False):
             axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
         axis.set_xlabel(horizontal)
         axis.set_ylabel(vertical)
-        axis.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
 
 
@@ -158,65 +159,49 @@ def dots(
     row: str,
     value: str,
     series: str,
-    panel: str | None = None,
-    lines: Mapping[str, Mapping[str, float]] | None = None,
+    lines: Mapping[str, float] | None = None,
     ends: Callable[[pd.Series], tuple[float, float]] = spread,
 ) -> tuple[Figure, str]:
     """Means over repeats as dots with a line, by default over their range, and the alt text.
 
     frame: a row for each repeat. row: the column that names the line of the figure, in the order in
-    which they come; series: the one that gives the colour; value: the number; panel: the one that
-    names the axis (else `value`). lines: panel -> words -> where to draw a line across. ends: of
-    the line through a dot, from its repeats.
+    which they come; series: the one that gives the colour; value: the number. lines: words -> where
+    to draw a line across. ends: of the line through a dot, from its repeats.
     """
-    frame = frame if panel else frame.assign(panel=value)
-    panel = panel or "panel"
     rows, kinds = list(frame[row].unique()), list(frame[series].unique())
-    panels = list(frame[panel].unique())
-    crowd = int(frame.groupby([panel, row])[series].nunique().max()) - 1  # marks in a line of it
+    shared = int(frame.groupby(row)[series].nunique().max())  # marks in a line of the figure
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1,
-            len(panels),
-            figsize=(max(2.4 * len(panels) + 1.8, LEGEND), (0.25 + 0.09 * crowd) * len(rows) + 1.2),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, name in zip(axes[0], panels, strict=True):
-            part = frame[frame[panel] == name]
-            here = list(part[series].unique())
-            shared = part.groupby(row)[series].nunique().max() > 1
-            for kind in here:
-                index = kinds.index(kind)
-                found = part[part[series] == kind].groupby(row, sort=False)[value]
-                aside = (here.index(kind) - (len(here) - 1) / 2) * 0.8 / len(here) if shared else 0
-                heights = [rows.index(label) + aside for label in found.mean().index]
-                color = f"C{index % 5}"
-                low, high = zip(*(ends(repeats) for _, repeats in found), strict=True)
-                axis.hlines(heights, low, high, color=color, linewidth=1.5)
-                marker = "osd^vPX<>"[index % 9]
-                axis.plot(found.mean(), heights, marker, color=color, markersize=5, label=kind)
-            for words, position in (lines or {}).get(name, {}).items():
-                axis.axvline(position, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-                axis.annotate(
-                    words,
-                    (position, 1),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    ha="right",
-                    va="top",
-                    fontsize=8,
-                    color="0.35",
-                )
-            axis.set_xlabel(name)
-            axis.grid(axis="y", color="0.92", linewidth=0.8)
-        axes[0, 0].set_yticks(range(len(rows)), rows)
-        axes[0, 0].invert_yaxis()
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        size = LEGEND, (0.16 + 0.09 * shared) * len(rows) + 1.2
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        for index, kind in enumerate(kinds):
+            found = frame[frame[series] == kind].groupby(row, sort=False)[value]
+            aside = (index - (len(kinds) - 1) / 2) * 0.8 / len(kinds) if shared > 1 else 0
+            heights = [rows.index(label) + aside for label in found.mean().index]
+            color = f"C{index % 5}"
+            low, high = zip(*(ends(repeats) for _, repeats in found), strict=True)
+            axis.hlines(heights, low, high, color=color, linewidth=1.5)
+            marker = "osd^vPX<>"[index % 9]
+            axis.plot(found.mean(), heights, marker, color=color, markersize=5, label=kind)
+        for words, position in (lines or {}).items():
+            axis.axvline(position, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            axis.annotate(
+                words,
+                (position, 1),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                va="top",
+                fontsize=8,
+                color="0.35",
+            )
+        axis.set_xlabel(value)
+        axis.grid(axis="y", color="0.92", linewidth=0.8)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.invert_yaxis()
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     alt = (
         f"Dots with ranges for {', '.join(map(str, rows))}, by {', '.join(map(str, kinds))}: "
-        f"{', '.join(map(str, panels))}. {summary}"
+        f"{value}. {summary}"
     )
     return figure, alt
 

@@ -59,7 +59,7 @@ def test_dots_show_means_and_ranges():
         }
     )
     figure, alt = figures.dots(
-        frame, "b is ahead.", row="name", value="gain", series="kind", lines={"gain": {"base": 0}}
+        frame, "b is ahead.", row="name", value="gain", series="kind", lines={"base": 0}
     )
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]

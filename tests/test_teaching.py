@@ -69,6 +69,15 @@ def test_every_exercise_has_a_solution():
         assert sorted(asked) == sorted(label for _, label, _ in SOLUTION.findall(source)), name
 
 
+def test_main_chapters_have_exercises_of_both_levels():
+    for name in (chapter for chapter in SOURCES if re.match(r"\d+_", chapter)):
+        _, exercises = SOURCES[name].split("\n## Exercises\n")
+        first, second = exercises.split("**Second level: research.**")
+        assert "**First level: warm-up.**" in first, name
+        assert "{exercise}" in first, name
+        assert "{exercise}" in second, name
+
+
 @pytest.mark.parametrize("label", SOLVED)
 def test_the_code_of_a_solution_runs(label):
     exec(compile(SOLVED[label], label, "exec"), {"__name__": label})  # noqa: S102, the book's own

@@ -152,8 +152,8 @@ def test_images_from_gradients(said, _, psnr, units, grade):
         assert grades(said[0], column) == [grade] * 5 + [OPEN]  # the page has one gradient
     found = [(where.batch, where.more) for where, _ in said[0][1][:4]]
     assert ("few", "on LeNet with sigmoids") in found
-    assert ("many", "on convnet") in found
-    assert ("many", "on convnet with repeated labels") in found
+    assert ("many", "on the convnet") in found
+    assert ("many", "on the convnet with repeated labels") in found
 
 
 def rivals(ours, theirs, units=6, case="gradinversion-8"):

@@ -231,7 +231,7 @@ def test_every_grade_of_several_settings():
 def test_the_condition_names_what_else_is_different():
     assert combined(judged((EASY, HOLDS), (SMOOTH, FAILS))).fails == "with sigmoids"
     alike = setting("another", images=4)
-    assert combined(judged((EASY, HOLDS), (alike, FAILS))).holds == "in 1 of 2 settings"
+    assert combined(judged((EASY, HOLDS), (alike, FAILS))).counts == "in 1 of 2 settings"
     found = combined(judged((EASY, FAILS), (SMOOTH, HOLDS), (LATE, HOLDS)))
     assert found.holds == "with sigmoids or on trained networks"
 
@@ -239,13 +239,26 @@ def test_the_condition_names_what_else_is_different():
 def test_where_no_condition_decides_settings_are_counted():
     more = [setting(f"{n}", images=4, more=f"on {n}") for n in range(6)]
     late = [setting(f"{n}", images=4, more=f"on {n}", trained=True) for n in range(3)]
+    photographs = setting("photographs", images=50, pixels=224)
     found = combined(
-        judged(*((one, HOLDS) for one in more), (EASY, FAILS), *((one, FAILS) for one in late))
+        judged(
+            *((one, HOLDS) for one in more),
+            (EASY, FAILS),
+            *((one, FAILS) for one in late),
+            (MANY, OPEN),
+            (photographs, OPEN),
+        )
     )
-    assert found.holds == "in 6 of 10 settings, all on untrained networks"
-    assert found.fails == "in 4 of 10 settings"
+    assert found.counts == (
+        "on untrained networks in 6 of 7 settings, on trained networks in none of 3"
+    )
+    assert found.open == (
+        "in 2 other settings, among them all for more than 8 images and all with pictures of more "
+        "than 64 pixels"
+    )
     one = combined(judged((late[0], HOLDS), *((where, FAILS) for where in (*more, EASY, LATE))))
-    assert one.holds == "on trained networks on 0"
+    assert (one.holds, one.counts) == ("on trained networks on 0", "")
+    assert one.fails == "in 8 other settings"
 
 
 def test_labels_say_nothing_about_images():

@@ -166,7 +166,7 @@ def in_words(found: Summary) -> str:
     parts = [
         f"it {verb} {words}"
         for verb, words in (
-            ("holds", found.holds),
+            ("holds", found.counts or found.holds),
             ("does not hold", found.fails),
             ("is not shown", found.open),
         )

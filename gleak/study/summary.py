@@ -10,17 +10,32 @@ from gleak.study.criterion import CONDITION, FAILS, HOLDS, LEAST, OPEN
 from gleak.study.verdicts import CONDITIONS, KEYS
 from gleak.study.words import name
 
-ALTERNATIVES = 2  # conditions that are named one beside the other; more are counted
+ALTERNATIVES = 2  # conditions that are named one beside the other; else settings are counted
+
+SEARCHES = {  # methods of the chapters on wrong and on equal labels
+    "L2": "the paper's L2 search",
+    "cosine": "cosine search",
+    "matching": "cosine search",
+    "batch norm, eval": "cosine search, eval mode",
+    "batch norm, train": "cosine search, train mode",
+    "local steps": "search through simulated steps",
+    "closed form (gleak)": "the study's attack",
+    "any": "no method",
+}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Several settings in one grade, and the settings on each side in words."""
+    """Several settings in one grade, and the settings on each side in words.
+
+    counts: in how many settings it holds, where no condition tells those from the others.
+    """
 
     grade: str
     holds: str = ""
     fails: str = ""
     open: str = ""
+    counts: str = ""
 
 
 def combined(rows: pd.DataFrame) -> Summary:
@@ -39,19 +54,27 @@ def combined(rows: pd.DataFrame) -> Summary:
         return Summary(OPEN if failed.empty else FAILS)
     if failed.empty and unknown.empty:
         return Summary(HOLDS)
+    holds = where(held, pd.concat([failed, unknown]))
+    if not holds:
+        fails = where(failed, pd.concat([held, unknown]))
+        return Summary(
+            CONDITION,
+            fails=fails,
+            open=undecided(unknown, shown),
+            counts=counted(held, failed),
+        )
     return Summary(
         CONDITION,
-        where(held, pd.concat([failed, unknown])),
-        where(failed, pd.concat([held, unknown])),
-        where(unknown, pd.concat([held, failed])),
+        holds,
+        where(failed, pd.concat([held, unknown])) or besides(failed),
+        where(unknown, pd.concat([held, failed])) or besides(unknown),
     )
 
 
 def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
     """Where rows lie as opposed to others, in words.
 
-    That is the conditions that tell them apart where one or two do. Otherwise settings are
-    counted, with what all of them have in common and the others do not.
+    That is the conditions that tell them apart where one or two do, else nothing.
 
     >>> from gleak.study.verdicts import setting
     >>> here = pd.DataFrame([vars(setting("a", images=4)), vars(setting("b", images=50))])
@@ -65,12 +88,59 @@ def where(rows: pd.DataFrame, others: pd.DataFrame) -> str:
     for row in rows[KEYS].to_dict("records"):
         told[apart(row, rest)] = None
         if "" in told or len(told) > ALTERNATIVES:
-            break
-    else:
-        return " or ".join(told)
-    count = f"in {len(rows)} of {len(rows) + len(others)} settings"
-    shared = common(rows, others)
-    return f"{count}, {'all ' * (len(rows) > 1)}{shared}" if shared else count
+            return ""
+    return " or ".join(told)
+
+
+def counted(held: pd.DataFrame, failed: pd.DataFrame) -> str:
+    """In how many settings that decide it holds, on both sides of the condition that tells most."""
+    decided = pd.concat([held, failed])
+    holds = decided.index.isin(held.index)
+    best, told = -1.0, [f"in {among(len(held), len(decided))}"]
+    for key in CONDITIONS:
+        sides = pd.DataFrame({"side": decided[key], "holds": holds}).groupby("side").holds
+        shares = sides.agg(["mean", "sum", "size"]).sort_values("mean", ascending=False)
+        gap = float(shares["mean"].iloc[0] - shares["mean"].iloc[-1])
+        if len(shares) < 2 or gap <= best:
+            continue
+        best = gap
+        told = [
+            f"{named({key: str(side)})} in {among(int(row['sum']), int(row['size']))}"
+            for side, row in shares.iterrows()
+        ]
+    first, *rest = told
+    unit = "" if "setting" in first else " settings"
+    return ", ".join([f"{first}{unit}", *rest])
+
+
+def among(part: int, whole: int) -> str:
+    """So many settings of so many.
+
+    >>> among(3, 3), among(0, 3), among(2, 3), among(0, 1)
+    ('all 3 settings', 'none of 3', '2 of 3', 'none of 1')
+    """
+    if part == whole:
+        return f"all {whole} settings" if whole > 1 else "the one setting that decides"
+    return f"{part or 'none'} of {whole}"
+
+
+def undecided(rows: pd.DataFrame, decided: pd.DataFrame) -> str:
+    """Settings that show nothing, with the conditions under which none is decided."""
+    sides = [
+        named({key: value})
+        for key, values in CONDITIONS.items()
+        for value in values
+        if (rows[key] == value).any() and not (decided[key] == value).any()
+    ]
+    shared = f", among them all {' and all '.join(sides)}" if sides else ""
+    return f"{besides(rows)}{shared}" if len(rows) else ""
+
+
+def besides(rows: pd.DataFrame) -> str:
+    """So many settings besides those that were named; nothing for none."""
+    if rows.empty:
+        return ""
+    return f"in {len(rows)} other settings" if len(rows) > 1 else "in one other setting"
 
 
 def apart(row: Mapping[Hashable, str], others: Sequence[Mapping[Hashable, str]]) -> str:
@@ -89,18 +159,6 @@ def apart(row: Mapping[Hashable, str], others: Sequence[Mapping[Hashable, str]])
     return ""
 
 
-def common(rows: pd.DataFrame, others: pd.DataFrame) -> str:
-    """The conditions that all rows have and not all of the others, in words."""
-    first = rows.iloc[0]
-    keys = [
-        key
-        for key in CONDITIONS
-        if (rows[key] == first[key]).all() and not (others[key] == first[key]).all()
-    ]
-    *start, last = [named({key: first[key]}) for key in keys] or [""]
-    return f"{', '.join(start)} and {last}" if start else last
-
-
 def named(chosen: Mapping[str, str]) -> str:
     """Conditions in words."""
     return " ".join(CONDITIONS.get(key, {}).get(value, value) for key, value in chosen.items())
@@ -108,6 +166,8 @@ def named(chosen: Mapping[str, str]) -> str:
 
 def method(row: pd.Series) -> str:
     """The method of a row in readers' words."""
+    if row["method"] in SEARCHES:
+        return SEARCHES[row["method"]]
     images = "attack" if row["update"] == "FedSGD" else "procedure"
     return name(row["method"], "rule" if row["what"] == "labels" else images)
 

@@ -60,7 +60,7 @@ DATA = {
     "imagenet-samples": "ImageNet",
     "mnist-samples": "MNIST",
     "fashion-mnist-samples": "Fashion-MNIST",
-    "mnist-5k": "MNIST, 5000 digits",
+    "mnist-5k": "5000 digits of MNIST",
     "digits": "digits of 8×8 pixels",
     "imagenet-crops": "crops of photographs",
 }
@@ -166,6 +166,25 @@ def name(code: str, kind: str) -> str:
     if kind in METHODS and comma and first in known:
         return f"{known[first]}, {VARIANTS.get(variant, variant)}"
     return code
+
+
+def series(items: Iterable[object]) -> str:
+    """Things as people list them; *nothing* for none.
+
+    >>> series([8, 64, 512])
+    '8, 64 and 512'
+    """
+    *most, last = [str(item) for item in items] or ["nothing"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def on(network: str) -> str:
+    """On which network, as a condition.
+
+    >>> on("resnet18")
+    'on the ResNet-18'
+    """
+    return f"on the {name(network, 'network')}"
 
 
 def readable(frame: pd.DataFrame, kind: str | None = None) -> pd.DataFrame:

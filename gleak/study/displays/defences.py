@@ -38,36 +38,21 @@ def overview(results: pd.DataFrame) -> pd.DataFrame:
     return means(results)[columns].rename_axis("defence")
 
 
-def leaks_and_costs(results: pd.DataFrame) -> tuple[Figure, str]:
-    """Labels, images and accuracy under each defence, for both attackers; figure and alt text."""
-    labels, images, kept = "labels right (share)", "PSNR of the images (dB)", "accuracy kept"
-    shown = [
-        (labels, "attacker as usual", "labels_usual"),
-        (labels, "attacker who knows the defence", "labels_knowing"),
-        (images, "attacker as usual", "usual"),
-        (images, "attacker who knows the defence", "knowing"),
-        (kept, "the model", "accuracy"),
-    ]
+def leaks(results: pd.DataFrame) -> tuple[Figure, str]:
+    """The images under each defence, for both attackers; the figure and its alt text."""
+    attackers = {"usual": "attacker as usual", "knowing": "attacker who knows the defence"}
+    axis = "PSNR of the images (dB)"
     parts = [
-        results.assign(panel=panel, attacker=attacker, found=results[column])
-        for panel, attacker, column in shown
+        results.assign(attacker=attacker, **{axis: results[column]})
+        for column, attacker in attackers.items()
     ]
-    lines = {
-        images: {"flat colour": results["flat"].mean(), "8x8 thumbnail": results["thumb8"].mean()},
-        kept: {"no defence": means(results)["accuracy"]["nothing"]},
-    }
+    lines = {"flat colour": results["flat"].mean(), "8x8 thumbnail": results["thumb8"].mean()}
     summary = (
         "Rounding and clipping leave the leak as it was; noise, pruning to one in a hundred and "
-        "secure sums take the images away, the labels hardly."
+        "secure sums take the images away."
     )
     return figures.dots(
-        pd.concat(parts),
-        summary,
-        row="name",
-        value="found",
-        series="attacker",
-        panel="panel",
-        lines=lines,
+        pd.concat(parts), summary, row="name", value=axis, series="attacker", lines=lines
     )
 
 

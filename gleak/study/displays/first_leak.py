@@ -11,7 +11,7 @@ from gleak.study import criterion
 from gleak.study.book import claims, glue, verdict
 from gleak.study.experiments import first_leak as experiment
 from gleak.study.verdicts import Setting, setting
-from gleak.study.words import name
+from gleak.study.words import name, on
 
 
 def glue_batch(batch: Batch) -> None:
@@ -114,11 +114,11 @@ def check_best(runs: Sequence[pd.DataFrame], best: pd.DataFrame) -> None:
 def where(batch: Batch, model: str, what: str) -> Setting:
     """The setting of the chapter; what: labels or images."""
     return setting(
-        f"one gradient of {model} on {len(batch)} images, untrained",
+        f"one gradient of an untrained {model}, {len(batch)} images",
         what=what,
         images=len(batch),
         pixels=batch.images.shape[-1],
-        more=f"on {model}",
+        more=on(model),
     )
 
 

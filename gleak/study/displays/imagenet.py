@@ -13,7 +13,7 @@ from gleak.study import criterion
 from gleak.study.book import Row, verdict
 from gleak.study.verdicts import COLUMNS as VERDICT_COLUMNS
 from gleak.study.verdicts import setting
-from gleak.study.words import name
+from gleak.study.words import name, on
 
 COLUMNS = {"PSNR": "psnr", "SSIM": "ssim", "flat colour": "mean_colour", "8×8": "thumb8"}
 NAN = float("nan")
@@ -123,9 +123,10 @@ def verdict_on_labels(read: pd.DataFrame, trained: str, size: int, pixels: int) 
     """Claim 1, and on the trained network claim 6; read: the rows of `labels_read`."""
     for model, runs in read.groupby("model", sort=False):
         known = model == trained
-        words = f"{size} photographs, {model}, {'trained on ImageNet' if known else 'untrained'}"
+        network = name(str(model), "network")
+        words = f"{size} photographs, {network}, {'trained on ImageNet' if known else 'untrained'}"
         where = setting(
-            words, what="labels", images=size, pixels=pixels, trained=known, more=f"on {model}"
+            words, what="labels", images=size, pixels=pixels, trained=known, more=on(str(model))
         )
         verdict([1, 6] if known else [1], [(where, criterion.label_columns(runs, ["seed"]))])
 
@@ -140,7 +141,8 @@ def of_card(runs: pd.DataFrame) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
     """Words, images, network and rows of each case on the card; runs: as `card` has them."""
     for case, rows in runs.reset_index().groupby("case", sort=False):
         network, mode, size = str(case).rsplit("-", 2)
-        words = f"graphics card: {size} photographs of {LARGE} pixels, {network} in {mode} mode"
+        about = f"{size} photographs of {LARGE} pixels, {name(network, 'network')}"
+        words = f"{about} in {mode} mode, on a graphics card"
         yield words, int(size), network, rows
 
 
@@ -162,19 +164,19 @@ def verdict_on_images(
     size = len(next(iter(plain.values()))[1])
     words = f"{size} photographs of {sides[0]} pixels, {model}, equal time"
     rows: list[Row] = [
-        (setting(words, images=size, pixels=sides[0], more=f"on {model}"), photo_columns(plain))
+        (setting(words, images=size, pixels=sides[0], more=on(str(model))), photo_columns(plain))
     ]
     for mode, found in deep.items():
         words = f"{size} photographs of {sides[1]} pixels, ResNet-18 in {mode}"
-        where = setting(words, images=size, pixels=sides[1], more="on resnet18")
+        where = setting(words, images=size, pixels=sides[1], more=on("resnet18"))
         rows.append((where, photo_columns({"gleak": found})))
     for words, images, network, runs in of_card(on_card):
-        where = setting(words, images=images, pixels=LARGE, more=f"on {network}")
+        where = setting(words, images=images, pixels=LARGE, more=on(network))
         rows.append((where, criterion.image_columns(runs, ["seed"])))
     verdict([2], rows)
     if trained:
-        words = f"photographs, {trained}, trained on ImageNet"
-        where = setting(words, images=1, pixels=sides[0], trained=True, more=f"on {trained}")
+        words = f"photographs, {name(trained, 'network')}, trained on ImageNet"
+        where = setting(words, images=1, pixels=sides[0], trained=True, more=on(trained))
         verdict([2, 6], [(where, dict.fromkeys(VERDICT_COLUMNS, criterion.untested("any")))])
 
 
@@ -183,6 +185,6 @@ def verdict_on_rivals(on_card: pd.DataFrame) -> None:
     rows: list[Row] = []
     for words, images, network, runs in of_card(on_card):
         if "gradinversion" in set(runs.attack):
-            where = setting(words, images=images, pixels=LARGE, more=f"on {network}")
+            where = setting(words, images=images, pixels=LARGE, more=on(network))
             rows.append((where, criterion.rival_columns(runs, ["seed"], "general")))
     verdict([7], rows)

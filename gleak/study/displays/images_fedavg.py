@@ -75,7 +75,8 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     named = table.assign(procedure=procedures(table))
     reached = named.pivot_table("psnr", "E, B, lr", "procedure", sort=False)[ATTACKS]
     plain = named.groupby("E, B, lr", sort=False)[["mean_colour", "thumb8"]].mean()
-    return plain.join(reached).rename_axis("E, B, rate").rename(columns=in_decibel(WORDS))
+    shown = reached.join(plain).rename_axis(index="E, B, rate", columns=None)
+    return shown.rename(columns=in_decibel(WORDS))
 
 
 def procedures(table: pd.DataFrame) -> pd.Series:
@@ -432,7 +433,7 @@ def recorded_claims(stored: pd.DataFrame) -> dict[str, bool]:
     below = bool((trained[matched].max(axis=1) < trained.mean_colour).all())
     thumbnails = bool((trained[f"{WORDS['gleak']} (dB)"] < trained.thumb8).all())
     return {
-        "hardly any turn: gleak 1 dB ahead in each way": ahead,
+        "hardly any turn: the study's procedure 1 dB ahead in each way": ahead,
         "where matching at the start has lost 2 dB, another gains 1 dB": another,
         "restored labels, the images of true ones": alike,
         "a scanned rate costs less than 0.5 dB": bool(dearer < 0.5),
@@ -506,9 +507,9 @@ def summary(stored: pd.DataFrame) -> pd.DataFrame:
                 "network": f"{words.name(network, 'network')}{state}",
                 "drift": drift.split()[0],
                 "networks": len(means),
-                "mean_colour": means.mean_colour.mean(),
-                "thumb8": means.thumb8.mean(),
                 **{name: reached.get(name) for name in ATTACKS},
+                "thumb8": means.thumb8.mean(),
+                "mean_colour": means.mean_colour.mean(),
             }
         )
     table = pd.DataFrame(rows).set_index(["images", "network", "drift"])
@@ -524,7 +525,7 @@ def recorded_rows(stored: pd.DataFrame) -> list[tuple[bool, Row]]:
     rows: list[tuple[bool, Row]] = []
     for (network, steps, size, drift), runs in judged(stored).items():
         state = f"trained for {steps} steps" if steps else "untrained"
-        told = f"recorded: {size} images, {network}, {state}, {drift}"
+        told = f"recorded runs: {size} images, {words.name(network, 'network')}, {state}, {drift}"
         where = setting(told, images=size, trained=bool(steps), weights=True, more=f"with {drift}")
         found = criterion.image_columns(of_most_seeds(runs), ["seed"], PAPER, match=WAY)
         alone = of_most_seeds(runs[runs.attack == PAPER])

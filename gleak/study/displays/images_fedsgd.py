@@ -12,7 +12,7 @@ from gleak.inversion import Inversion
 from gleak.study import criterion
 from gleak.study.book import Row, verdict
 from gleak.study.verdicts import FEW, setting
-from gleak.study.words import name
+from gleak.study.words import name, on, series
 
 OURS = ["general", "gleak"]  # the paper's attack, the study's
 EXACT = "lenet-1"  # the case that is solved
@@ -240,7 +240,7 @@ def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
         row="setting",
         value=axis,
         series="attack",
-        lines={axis: {"": 0}},
+        lines={"": 0},
         ends=interval_ends,
     )
 
@@ -472,15 +472,15 @@ def cases(stored: pd.DataFrame) -> pd.DataFrame:
 def apart(runs: pd.DataFrame) -> str:
     """What else tells a setting from others: its network, and repeated labels."""
     repeated = runs.kind.iloc[0].endswith("repeated labels")
-    return f"on {runs.network.iloc[0]}" + " with repeated labels" * repeated
+    return f"on the {runs.network.iloc[0]}" + " with repeated labels" * repeated
 
 
 def sized(runs: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """Network and images in words, the least number of images, and the rows, few and many apart."""
     groups = runs.groupby(["network", "kind", runs.images <= FEW], sort=False)
     for (network, kind, _), rows in groups:
-        sizes = ", ".join(map(str, sorted(rows.images.unique())))
-        yield f"{network}, {sizes} {kind}", int(rows.images.min()), rows
+        sizes = series(sorted(rows.images.unique()))
+        yield f"{network}, batches of {sizes} {kind}", int(rows.images.min()), rows
 
 
 def example(results: Results) -> pd.DataFrame:
@@ -493,13 +493,13 @@ def verdict_on_images(
 ) -> None:
     """Claim 2, from the recorded runs, usual and fresh, and from the gradient of this page."""
     rows: list[Row] = []
-    for made, table in {"recorded": stored, "recorded, fresh images": fresh}.items():
+    for made, table in {"recorded runs": stored, "fresh images": fresh}.items():
         for words, size, runs in sized(cases(table)):
             where = setting(f"{made}: {words}", images=size, more=apart(runs))
             rows.append((where, criterion.image_columns(runs, ["seed"], match=["case"])))
     images = example(results)
     size = len(results["gleak"][1])
-    where = setting(f"this page: {model}, {size} images", images=size, more=f"on {model}")
+    where = setting(f"this page: {model}, {size} images", images=size, more=on(model))
     rows.append((where, criterion.image_columns(images, [], name="gradient")))
     verdict([2], rows)
 
@@ -510,9 +510,9 @@ def verdict_on_rivals(stored: pd.DataFrame, on_card: pd.DataFrame) -> None:
     equal = stored.case.str.startswith("gradinversion")
     small = ~on_card.case.str.contains("resnet")  # photographs are another chapter's
     for made, runs in {
-        "equal evaluations": stored[equal],
-        "each attack as in the table": stored[~equal],
-        "graphics card": on_card[small],
+        "recorded runs of equal length": stored[equal],
+        "recorded runs, each attack with its own settings": stored[~equal],
+        "longer runs on a graphics card": on_card[small],
     }.items():
         chosen = runs[runs.case.isin(runs.case[runs.attack == "gradinversion"])]
         for words, size, found in sized(cases(chosen)):

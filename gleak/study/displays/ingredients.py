@@ -1,7 +1,6 @@
 """What each ingredient is worth: figures, a table, numbers for the prose, claims, the verdict."""
 
 import re
-from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from gleak.study.criterion import Interval
 from gleak.study.displays.images_fedsgd import interval_ends
 from gleak.study.experiments.ingredients import CHANGES, Shown, worth
 from gleak.study.verdicts import setting
-from gleak.study.words import name
+from gleak.study.words import name, series
 
 NETWORK = "convnet of three layers and 64 channels"
 RECORDED_ON = f"one CIFAR image, {NETWORK}"
@@ -62,7 +61,7 @@ def differences(stored: pd.DataFrame, attack: str) -> tuple[Figure, str]:
         row="change",
         value=axis,
         series="group",
-        lines={axis: {"base": 0}},
+        lines={"base": 0},
         ends=interval_ends,
     )
 
@@ -117,12 +116,6 @@ def said(found: Interval) -> str:
     return f"{verb} {abs(found.mean):.1f} dB ({least:.1f} to {most:.1f})"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as people list them; *nothing* for none."""
-    *most, last = names or ["nothing"]
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def intervals(stored: pd.DataFrame, attack: str) -> dict[str, Interval]:
     """What each change to an attack is worth."""
     found = worth(of_attack(stored, attack)).droplevel("group")
@@ -142,7 +135,7 @@ def numbers(stored: pd.DataFrame) -> dict[str, object]:
             told[slug(attack, change)] = said(found[change]) if change in found else NOT_RUN
         attacker = [c for c in found if CHANGES[attack][c].group not in ("client", "effort")]
         for verb in ("costs", "gains", "is not"):
-            told[f"{attack}_{verb.split()[-1]}"] = listed(
+            told[f"{attack}_{verb.split()[-1]}"] = series(
                 [change for change in attacker if said(found[change]).startswith(verb)]
             )
     return told
@@ -185,6 +178,6 @@ def bases(stored: pd.DataFrame) -> pd.DataFrame:
 def verdict_on_images(stored: pd.DataFrame) -> None:
     """Claim 2: whether the attacks work whose ingredients are measured here."""
     columns = criterion.image_columns(bases(stored), ["seed"])
-    where = setting(f"recorded: {RECORDED_ON}, untrained", images=1, more=f"on a {NETWORK}")
+    where = setting(f"recorded runs: {RECORDED_ON}, untrained", images=1, more=f"on a {NETWORK}")
     rows: list[Row] = [(where, columns)]
     verdict([2], rows)

@@ -9,7 +9,7 @@ from gleak.study.displays import label_lines
 from gleak.study.displays.labels_fedsgd import network_name
 from gleak.study.experiments.labels_fedavg import DATA_METHODS
 from gleak.study.verdicts import setting
-from gleak.study.words import name
+from gleak.study.words import name, series
 
 LINES = ["even", "idlg", "ilrg", "zlg", "gleak"]
 
@@ -121,7 +121,7 @@ def stage_rows(frame: pd.DataFrame, model: str, dataset: str, size: int) -> list
     where_run = f"{network_name(model)} on {name(dataset, 'data')}"
     for (steps, epochs), chosen in runs.groupby(["steps", "E"]):
         local = f"{epochs} local epoch{'s' if epochs > 1 else ''}"
-        rates = ", ".join(f"{rate:g}" for rate in sorted(chosen.lr.unique()))
+        rates = series(f"{rate:g}" for rate in sorted(chosen.lr.unique()))
         server = f"trained for {steps} steps" if steps else "untrained"
         words = f"{size} images, {local} at rates of {rates}; {where_run}, {server}"
         found = criterion.label_columns(chosen, criterion.TRAINED)

@@ -10,7 +10,7 @@ from gleak.study import criterion
 from gleak.study.book import Row, glue, verdict
 from gleak.study.displays import label_lines
 from gleak.study.verdicts import FEW, setting
-from gleak.study.words import name
+from gleak.study.words import name, series
 
 CELL = ["network", "N", "K"]  # of the recorded table
 SHOWN = ["even", "gradinversion", "idlg", "llg", "ilrg", "zlg", "zlg-bias", "gleak"]
@@ -143,15 +143,15 @@ def sized(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     for few in (True, False):
         rows = frame[(frame.K <= FEW) == few]
         if len(rows):
-            yield f"{listed(rows.K)} images", rows
+            yield f"batches of {listed(rows.K)} images", rows
 
 
 def listed(values: pd.Series, kind: str | None = None) -> str:
     """The different values of a column, in their order; kind: what they are names of, if any."""
     found = sorted(values.unique())
     if kind == "network":
-        return ", ".join(map(network_name, found))
-    return ", ".join(name(value, kind) if kind else str(value) for value in found)
+        return series(map(network_name, found))
+    return series(name(value, kind) if kind else value for value in found)
 
 
 def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
@@ -161,14 +161,14 @@ def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
         for sizes, rows in sized(runs):
             words = f"{made}: {called}, {sizes}, {listed(rows.N)} classes, untrained"
             yield (
-                setting(words, what="labels", images=rows.K.min(), more=f"on {called}"),
+                setting(words, what="labels", images=rows.K.min(), more=f"on the {called}"),
                 criterion.label_columns(rows, ["seed"]),
             )
 
 
 def verdict_untrained(frame: pd.DataFrame, grid: pd.DataFrame) -> None:
     """Claim 1 on untrained networks, of this page and recorded."""
-    verdict([1], [*untrained_rows(grid, "recorded"), *untrained_rows(frame, "this page")])
+    verdict([1], [*untrained_rows(grid, "recorded runs"), *untrained_rows(frame, "this page")])
 
 
 def verdict_on_rivals(grid: pd.DataFrame) -> None:
@@ -177,6 +177,6 @@ def verdict_on_rivals(grid: pd.DataFrame) -> None:
     for sizes, runs in sized(grid):
         found = criterion.rival_columns(runs, ["seed"], "zlg", of="labels")
         networks = listed(runs.network, "network")
-        words = f"recorded: labels as they come, {sizes}, {networks}, untrained"
+        words = f"recorded runs: labels as they come, {sizes}, {networks}, untrained"
         rows.append((setting(words, what="labels", images=runs.K.min()), found))
     verdict([7], rows)

@@ -173,7 +173,7 @@ def verdict_trained(frame: pd.DataFrame, size: int) -> None:
     rows: list[Row] = []
     for steps, runs in frame.groupby("steps"):
         networks, pools = listed(runs.network, "network"), listed(runs.pool, "data")
-        words = f"{size} images, {networks} on {pools} after {steps} steps"
+        words = f"{size} images, {networks} on {pools} after {steps} steps of training"
         found = criterion.label_columns(own(runs), criterion.TRAINED)
         rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
     verdict([1, 6], rows)
@@ -185,7 +185,7 @@ def verdict_on_rivals(frame: pd.DataFrame, size: int) -> None:
     for steps, runs in frame.groupby("steps"):
         found = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")
         networks = listed(runs.network, "network")
-        words = f"skewed labels, {size} images, {networks} after {steps} steps"
+        words = f"skewed labels, {size} images, {networks} after {steps} steps of training"
         rows.append((setting(words, what="labels", images=size, trained=bool(steps)), found))
     verdict([7], rows)
 
@@ -195,7 +195,8 @@ def verdict_small_batches(frame: pd.DataFrame) -> None:
     rows: list[Row] = []
     few = few_images(frame)
     for steps, runs in few.groupby("steps"):
-        words = f"{listed(runs.K)} images, {listed(runs.pool, 'data')} after {steps} steps"
+        batches = f"batches of {listed(runs.K)} images, {listed(runs.pool, 'data')}"
+        words = f"{batches} after {steps} steps of training"
         found = criterion.label_columns(runs, criterion.TRAINED)
         rows.append((setting(words, what="labels", images=few.K.max(), trained=bool(steps)), found))
     verdict([1, 6], rows)
@@ -205,7 +206,9 @@ def verdict_distributions(frame: pd.DataFrame, size: int) -> None:
     """Claims 1 and 7 with labels from uniform to a single class."""
     rows: dict[int, list[Row]] = {1: [], 7: []}
     for steps, runs in frame.groupby("steps"):
-        words = f"labels from uniform to a single class, {size} images, after {steps} steps"
+        words = (
+            f"labels from uniform to a single class, {size} images, after {steps} steps of training"
+        )
         where = setting(words, what="labels", images=size, trained=bool(steps))
         rows[1].append((where, criterion.label_columns(own(runs), criterion.TRAINED)))
         against = criterion.rival_columns(own(runs), criterion.TRAINED, "zlg", of="labels")

@@ -154,7 +154,7 @@ def leads(cells: Sequence[Cell]) -> tuple[Figure, str]:
         f"Above zero is a leak: {(table['lead'] > 0).sum()} of {len(table)} settings; most with "
         f"{best['defence']} as defence and K = {best['size']}."
     )
-    lines = {lead: {"8×8 thumbnail": 0.0}}
+    lines = {"8×8 thumbnail": 0.0}
     return figures.dots(shown, summary, row="setting", value=lead, series="images", lines=lines)
 
 

@@ -14,6 +14,7 @@ from gleak.study import criterion
 from gleak.study.book import Row, verdict
 from gleak.study.experiments.same_label import CLOSED_FORM, PATTERNS, SENT, likeness
 from gleak.study.verdicts import setting
+from gleak.study.words import name, on
 
 # -- the sum comes back, the differences do not ---------------------------------------------------
 
@@ -50,7 +51,7 @@ def pattern_lines(frame: pd.DataFrame) -> tuple[Figure, str]:
         line(left, main, "mean restored", "C2", "mean of the batch")
         line(left, main, "psnr", "C0", "the images")
         left.axhline(mean_image, color="0.5", ls="--", lw=1)
-        left.text(0, mean_image + 0.2, "true mean shown for every image", fontsize=8)
+        left.text(4, mean_image + 0.2, "true mean shown for every image", fontsize=8, ha="right")
         left.set_ylabel("PSNR (dB)")
         left.legend(fontsize=8)
         line(right, main, "differences", "C1")
@@ -321,13 +322,17 @@ def verdict_on_fusion(frame: pd.DataFrame, model: str, dataset: str, images: int
 
     Of several attacks the one that keeps most apart stands for any method.
     """
-    about = f"{images} images of one class of {dataset}, untrained {model}"
+    about = f"{images} images of one class of {name(dataset, 'data')}, untrained {model}"
     settings = {
-        (PAPER, "matching", CLOSED_FORM): setting(about, images=images, more=f"on {model}"),
+        (PAPER, "matching", CLOSED_FORM): setting(
+            about, images=images, more=f"{on(model)} as it is"
+        ),
         ("batch norm, train", "batch norm, eval"): setting(
             f"{about} with batch norm", images=images, more="with batch norm"
         ),
-        ("local steps",): setting(f"{about}, two local steps", images=images, weights=True),
+        ("local steps",): setting(
+            f"{about}, weights after two local steps", images=images, weights=True
+        ),
     }
     ran = set(frame.case)
     rows: list[Row] = []

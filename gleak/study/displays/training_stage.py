@@ -228,7 +228,9 @@ def verdict_on_images(frame: pd.DataFrame, model: str, size: int) -> None:
     for (step, kind), runs in frame.groupby(["step", "kind"], sort=False):
         which = "" if kind == "all" else f", images that the network names {kind}"
         pools = listed(runs.pool, "data")
-        words = f"{size} images, {network_name(model)} on {pools} after {step} steps{which}"
+        words = (
+            f"{size} images, {network_name(model)} on {pools} after {step} steps of training{which}"
+        )
         where = setting(
             words,
             images=size,
@@ -247,7 +249,7 @@ def verdict_on_labels(labels: pd.DataFrame, model: str, size: int) -> None:
     for (step, sent), runs in labels.groupby(["step", "sent"], sort=False):
         weights = sent == "weights"
         pools = listed(runs.pool, "data")
-        words = f"{size} images, {network_name(model)} on {pools} after {step} steps"
+        words = f"{size} images, {network_name(model)} on {pools} after {step} steps of training"
         words += f", {local}" if weights else ""
         where = setting(words, what="labels", images=size, trained=bool(step), weights=weights)
         rows.append((where, criterion.label_columns(runs, criterion.TRAINED)))

@@ -66,8 +66,8 @@ CLAIMS = {
     6: Claim(
         "It works at any stage of training",
         "any stage of training",
-        "restores labels or images, with no data of its own, while a network is trained",
-        "restores neither labels nor images while a network is trained",
+        "restores labels or images with no data of its own",
+        "restores neither labels nor images with no data of its own",
     ),
     7: Claim(
         "It goes beyond GradInversion in batch size, quality and label distributions",
@@ -167,8 +167,9 @@ def criterion_table() -> HTML:
         OPEN: "the bar lies inside the interval, there are too few units, or the setting cannot "
         "show it.",
         CONDITION: "of several settings it holds in some. Where one or two conditions tell those "
-        "from the others they are named; where not, settings are counted. A setting with too few "
-        "units counts only where no other one was decided under the same conditions.",
+        "from the others they are named. Where not, the settings that decide are counted, on both "
+        "sides of the condition that tells most. A setting with too few units is named only where "
+        "no other one was decided under the same conditions.",
         "Two columns": f"{'; '.join(COLUMNS.values())}: the best in that setting of all that need "
         "no data. That choice is made on the same runs, which favours it a little.",
         "Conditions": f"few is up to {FEW} images, small up to {SMALL} pixels a side (mostly 32, "
@@ -202,6 +203,8 @@ def sentence(records: pd.DataFrame, number: int, column: str) -> str:
         count = settings(rows)
         each = f"In each of {count} settings" if count > 1 else "In the one setting that was tried"
         return f"{each}, {who} {claim.does}."
+    if found.counts:
+        return f"{capital(who)} {claim.does}: {found.counts}.{elsewhere(found)}"
     return f"{capital(found.holds)}, {who} {claim.does}.{elsewhere(found)}"
 
 
@@ -238,8 +241,7 @@ def headline(records: pd.DataFrame, number: int) -> str:
     if paper.grade == OPEN:
         return f"{first} For the paper's method it is open."
     if best.grade == paper.grade == CONDITION:
-        place = paper.holds.partition(",")[0]  # what the settings have in common was just said
-        return f"{first} The paper's method does so {place}."
+        return f"{first} The paper's method does so {paper.counts or paper.holds}."
     return f"{first} {sentence(records, number, 'paper')}"
 
 

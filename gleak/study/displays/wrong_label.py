@@ -142,8 +142,8 @@ def more_loss_claims(frame: pd.DataFrame, model: str, dataset: str) -> dict[str,
 
 NETWORKS = {
     "convnet": "convnet",
-    "lenet": "LeNet, sigmoids",
-    "lenet-relu": "LeNet, ReLU",
+    "lenet": "LeNet with sigmoids",
+    "lenet-relu": "LeNet with ReLU",
     "resnet18": "ResNet-18",
 }
 ATTACKS = {"cosine": "cosine", "L2": "L2", "gleak": "study's attack"}
@@ -258,7 +258,8 @@ def pull_lines(
             axis.loglog(NOISE, right, "o-", ms=4, label="labels right")
             axis.loglog(NOISE, wrong[:, others].mean(1), "s-", ms=4, label="one wrong: the others")
             axis.loglog(NOISE, wrong[:, ~others].mean(1), "X-", ms=4, label="one wrong: that image")
-            axis.set(title=distance, xlabel="noise on the pixels")
+            title = {"l2": "L2"}.get(distance, distance)
+            axis.set(title=title, xlabel="noise on the pixels")
         axes[0].set_ylabel("pull at an image")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure, (
@@ -441,6 +442,11 @@ def repair_claims(stages: pd.DataFrame, repair: pd.DataFrame) -> dict[str, bool]
 
 RECORDED = "cifar10-samples"  # whose images the recorded runs attacked
 KEYS = ["kind", "network", "attack", "images", "seed"]
+BATCHES = {  # kind of batch -> its size in words
+    "distinct": "{0} images of {0} classes",
+    "larger": "{0} images of {0} classes",
+    "repeated": "{} images, two of one class",
+}
 
 
 def thumbnails(dataset: str, size: int, repeated: bool = False) -> pd.Series:
@@ -472,13 +478,13 @@ def case_rows(rows: pd.DataFrame, dataset: str, made: str) -> list[Row]:
     cases = untouched(rows, dataset).groupby(["kind", "network", "images"], sort=False)
     for (kind, network, size), runs in cases:
         local = "local steps" in runs.index.unique("attack")
-        words = f"{made}: {size} images ({kind}), {network}, untrained"
-        where = setting(words, images=size, more=f"on {network}")
+        words = f"{made}: {BATCHES[kind].format(size)}, {NETWORKS[network]}, untrained"
+        where = setting(words, images=size, more=f"on the {NETWORKS[network]}")
         attacks = runs[runs.index.get_level_values("attack") != "local steps"]
         found.append((where, spoilt_columns(attacks)))
         if local:
             one = runs.xs("local steps", level="attack").groupby("seed").mean()
-            where = setting(f"{words}, a local step for each", images=size, weights=True)
+            where = setting(f"{words}, a local step for each image", images=size, weights=True)
             steps = criterion.spoilt("local steps", one.right, one.wrong, one.thumbnail)
             found.append((where, criterion.columns({"local steps": steps}, "L2", harmed=True)))
     return found
@@ -515,9 +521,9 @@ def verdict_on_wrong_labels(
         cases = ["network", "attack", "images"]
         keys = [pd.MultiIndex.from_frame(rows[cases]) for rows in (recorded, here)]
         rows = pd.concat([recorded[~keys[0].isin(keys[1])], here])
-        verdict([4], case_rows(rows, dataset, "recorded or on this page"))
+        verdict([4], case_rows(rows, dataset, "recorded runs and this page"))
     else:
-        found = case_rows(recorded, RECORDED, "recorded")
+        found = case_rows(recorded, RECORDED, "recorded runs")
         verdict([4], [*found, *case_rows(here, dataset, "this page")])
 
 
