@@ -54,7 +54,7 @@ def test_an_update_is_assessed_by_itself(update, batch):
     found = risk.assess(update, batch, iterations=2)
     assert found.labels["gleak"]["instance"] == 1
     assert not found.given
-    assert set(found.images) == {"the study's own", "the signs"}
+    assert set(found.images) == {"the study's own", "the signs", "coarse to fine"}
     best = [score.psnr for score in found.scores.itertuples()]
     each = [gleak.score(one.images, batch.images)["psnr"] for one in found.images.values()]
     assert best == pd.concat(each, axis=1).max(axis=1).tolist()

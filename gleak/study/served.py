@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gleak.buffers import buffers_in, steps_counted
 from gleak.data import Batch
 from gleak.kept import KeptRound, kept_round, samples_of
 from gleak.labels import guess_samples
 from gleak.models import NORMALISATION, Normalise, build_model, from_module, named_for, normalises
 from gleak.network import as_sent, find_classifier, is_dropout
-from gleak.update import Update
+from gleak.update import Contradiction, Update, statistics_from
 from gleak.wire import named_tensors, put_weights, read_parts, read_tensors
 
 Shape = tuple[int, int, int]
@@ -163,9 +164,11 @@ def read_update(
             "training": training,
         }
         tensors = named_for(model, tensors)
+        buffers = (start or model.state_dict(), tensors)
         if after is None:
             update = Update.from_gradient(tensors, model, **shown)
         else:
+            shown["statistics"] = {}  # until K is known
             update = Update.from_weights(None, tensors, model, delta=delta, **shown)
     update = replace(update, facts=facts)
     how = "told"
@@ -173,6 +176,8 @@ def read_update(
         samples = guess_samples(update, summed=loss == "sum", seed=seed)
         how = "read off the update, whose gradient is the sum of so many single images"
     update = replace(update, num_samples=samples)
+    if after is not None:
+        update = with_statistics(update, *buffers, delta, assumed)
     if loss == "sum":
         update = update.of_summed_loss()
     update.refuse_contradictions()
@@ -188,6 +193,40 @@ def read_update(
     if len(names) != update.num_classes:
         raise ValueError(f"the network has {update.num_classes} classes; there are {len(names)}")
     return Served(update, network, names, how, assumed)
+
+
+def with_statistics(
+    update: Update,
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    delta: bool,
+    assumed: list[str],
+) -> Update:
+    """The update with what its buffers tell of batch norm; why they do not is added to `assumed`.
+
+    Raises Contradiction where they counted other steps than were told.
+    """
+    if not buffers_in(after, update.model):
+        return update
+    known = {"num_samples": update.num_samples, "input_shape": update.input_shape}
+    own = update.model.state_dict()
+    before, after = (
+        named_tensors(tensors, own, dict(update.model.named_parameters()), "the file")
+        for tensors in (before, after)
+    )
+    found, reason = statistics_from(
+        update.model, before, after, facts=update.facts, delta=delta, **known
+    )
+    counted = steps_counted(update.model, after) if not delta else None
+    told = update.local_steps if {"epochs", "batch_size"} <= update.facts.keys() else None
+    if counted and told and counted != told:
+        raise Contradiction(
+            f"the layers of batch norm counted {counted} local steps, and those told are {told}: "
+            "epochs, batch size or the number of samples is not as told"
+        )
+    if reason:
+        assumed.append(f"batch norm's running statistics are not used: {reason}")
+    return replace(update, statistics=found)
 
 
 def refuse_unfollowed(loss: str, optimiser: str) -> None:
