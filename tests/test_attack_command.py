@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import gleak
+from gleak.inversion import journal, search
 from gleak.study import attack as attacks
 from gleak.study import attack_report, cli
 from gleak.study.served import normalisation, read_update
@@ -233,6 +234,35 @@ def test_ctrl_c_in_the_search_keeps_the_best_images(files, monkeypatch):
     assert len(list((files / "out").glob("*.png"))) == 4
     assert not report.facts["images"]["finished"]
     assert "cut short" in (files / "out" / "index.html").read_text()
+
+
+def test_a_killed_search_goes_on_where_it_was(files, monkeypatch):
+    weights = ["--before", files / "before.pt", "--after", files / "after.pt", *TOLD]
+    asked = [*weights, "--iterations", 40, "--seed", 1]
+    whole, out = run(files, *asked)
+    images = [(out / name).read_bytes() for name in sorted(p.name for p in out.glob("*.png"))]
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal, "SHARE", 0.0)
+    evaluate, calls = search.Search.evaluate, []
+
+    def counted(self, *arguments):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise SystemExit  # as a kill: nothing catches it
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(search.Search, "evaluate", counted)
+    killed_at = 25
+    run(files, *asked)
+    assert (out / "search").is_dir() and not list(out.glob("*.png"))
+    killed_at = 0
+    again, out = run(files, *asked)
+    assert "goes on where it was interrupted" in again.output and again.exit_code == 0
+    assert "goes on" not in whole.output
+    assert [(out / p.name).read_bytes() for p in sorted(out.glob("*.png"))] == images
+    assert not (out / "search").exists()
+    facts = json.loads((out / "report.json").read_text())
+    assert len(calls) - 25 < facts["images"]["iterations"]  # not from the beginning
 
 
 def test_a_classifier_that_stays_at_home(net, batch, files):

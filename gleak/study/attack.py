@@ -146,6 +146,7 @@ def about(served: Served, iterations: int | None, seed: int) -> dict[str, Any]:
             "verdict": "not found",
             "evidence": None,
         },
+        "statistics": len(update.statistics),
         "seed": seed,
         "effort": iterations,
     }

@@ -20,6 +20,8 @@ images           finished (false while the search runs, and where it was cut sho
                  leak"), evidence ("closed form": the images were computed; "activations": what a
                  layer makes of each image was computed, and images searched for that fit;
                  "gradient": they explain the update; or null)
+statistics       of how many batch norm layers the mean and variance of what entered them are known
+                 exactly, from the running statistics that came back
 seed, effort     of all draws; iterations asked for, or null for the attack's own
 """
 
@@ -144,8 +146,9 @@ def write_page(report: Report, folder: Path) -> None:
 
 
 def answers(report: Report) -> list[page.Html]:
-    """The two answers that come first: labels and images."""
-    labels, images = report.facts["labels"], report.facts["images"]
+    """The answers that come first: labels, images, and what batch norm gives away besides."""
+    facts = report.facts
+    labels, images = facts["labels"], facts["images"]
     if labels["not_attacked"]:
         first = page.verdict(
             "unknown", "Labels: not attacked", page.paragraph(labels["not_attacked"])
@@ -188,7 +191,14 @@ def answers(report: Report) -> list[page.Html]:
                 f"The pictures below leave {missed:.2g} of the update unexplained, gray ones "
                 f"{images['gray']:.2g}; look at them all the same."
             )
-    return [first, page.verdict(COLOURS[kind], heading, page.paragraph(words))]
+    found = [first, page.verdict(COLOURS[kind], heading, page.paragraph(words))]
+    if facts["statistics"]:
+        words = (
+            f"Mean and variance of what entered {facts['statistics']} layers are known exactly: "
+            "the running statistics that came back with the weights tell them after one step."
+        )
+        found.append(page.verdict("leaks", "Batch norm: leaks", page.paragraph(words)))
+    return found
 
 
 def labels_part(report: Report) -> list[page.Html]:
@@ -253,7 +263,9 @@ def images_part(report: Report) -> list[page.Html]:
         tried = [f"tried: {facts['way']} ({spent})"]
         tried += [f"could not: {reason}" for reason in facts["fell_back"]]
         if not facts["finished"]:
-            tried.append("cut short: these are the best pictures up to there")
+            tried.append(
+                "cut short: these are the best pictures up to there; the same command goes on"
+            )
     return [*parts, page.bullets(tried)]
 
 

@@ -228,9 +228,11 @@ def audit(out, effort, compare, fail_on, **options):
 def attack(model, shape, names_file, effort, iterations, fail_on, labels_only, seed, out, **given):
     """Attack what a server has: files, without the truth.
 
-    Leaves one HTML page, report.json, and the images that were restored as PNG files. The status is
-    0; or 1 if --fail-on names something that leaks or that could not be attacked; or 2 where
-    nothing was attacked, as a sentence says.
+    Leaves one HTML page, report.json, and the images that were restored as PNG files. The same
+    command goes on with a search that was interrupted.
+
+    The status is 0; or 1 if --fail-on names something that leaks or that could not be attacked; or
+    2 where nothing was attacked, as a sentence says.
     """
     from gleak.study import attack as attacks
     from gleak.study.served import read_update
