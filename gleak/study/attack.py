@@ -21,6 +21,7 @@ from gleak.inversion.journal import begun, forget, keeping
 from gleak.inversion.own import strongest_model
 from gleak.labels import label_posterior, restore_labels, single_images
 from gleak.provenance import digest_of, package_digest
+from gleak.risk import is_zero
 from gleak.study.attack_report import Report, image_line, label_line, remove_images, write
 from gleak.study.served import Served
 from gleak.update import MissingKnowledge, Update, WeightsUpdate
@@ -33,6 +34,7 @@ EFFORTS = {"quick": 100, "usual": None, "long": 10_000}  # iterations; None: the
 # networks of one to four images of CIFAR-10, images that score above their 4x4 thumbnails left 0.03
 # to 0.09, and others 0.14 to 1; with batch norm, right images may leave everything.
 EXPLAINED = 0.1
+ZERO = "the update is all zeros, as for any batch that moves nothing"
 
 
 def attack(
@@ -157,6 +159,9 @@ def find_labels(report: Report, seed: int) -> torch.Tensor:
     update, began = report.served.update, time.monotonic()
     facts = report.facts["labels"]
     counts = even_counts(update.num_samples, update.num_classes, seed)
+    if is_zero(update):
+        facts |= {"not_attacked": ZERO, "verdict": "cannot leak"}
+        return counts
     try:
         found = label_posterior(update, seed=seed)
         counts = found.counts
@@ -227,8 +232,8 @@ def find_images(
         facts["not_attacked"] = "interrupted before there was a picture"
     except ValueError as error:
         facts["not_attacked"] = str(error)
-        if not any(tensor.any() for tensor in update.message().values()):
-            facts["verdict"] = "cannot leak"
+        if is_zero(update):
+            facts |= {"not_attacked": ZERO, "verdict": "cannot leak"}
     if result is not None:
         labels = result.labels.tolist()
         report.images = result.images.detach().float().cpu()

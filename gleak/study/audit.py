@@ -339,7 +339,9 @@ def tried(setting: str, rows: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "search": name,
-            "attack": search["attack"] if isinstance(search["attack"], str) else "gleak matching",
+            "attack": search["attack"]
+            if isinstance(search["attack"], str)
+            else "gradient matching",
             "iterations": plan.iterations,
             "starts": plan.starts,
             "best_for": int((won == name).sum()),

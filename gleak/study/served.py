@@ -17,9 +17,17 @@ from gleak.buffers import buffers_in, steps_counted
 from gleak.data import Batch
 from gleak.kept import KeptRound, kept_round, samples_of
 from gleak.labels import guess_samples
+from gleak.labels.samples import unlike_single_images
 from gleak.models import NORMALISATION, Normalise, build_model, from_module, named_for, normalises
 from gleak.network import as_sent, find_classifier, is_dropout
-from gleak.update import Contradiction, Update, statistics_from
+from gleak.risk import is_zero
+from gleak.update import (
+    Contradiction,
+    MissingKnowledge,
+    Update,
+    WeightsUpdate,
+    statistics_from,
+)
 from gleak.wire import named_tensors, put_weights, read_parts, read_tensors
 
 Shape = tuple[int, int, int]
@@ -151,6 +159,11 @@ def read_update(
         facts, samples = {**update.facts, **facts}, samples or update.num_samples
     else:
         tensors, numbers = message_of(gradient if after is None else after)
+        if after is not None and before is None:
+            raise ValueError(
+                "weights after training say nothing without those before: name the file of what "
+                "the server sent (--before)"
+            )
         start = None if before is None else message_of(before)[0]
         model = build(start or tensors)
         samples = samples or int(numbers.get("num-examples", 0))
@@ -172,15 +185,22 @@ def read_update(
             update = Update.from_weights(None, tensors, model, delta=delta, **shown)
     update = replace(update, facts=facts)
     how = "told"
+    shown = samples_shown(update, loss == "sum", seed, needed=not samples)
     if not samples:
-        samples = guess_samples(update, summed=loss == "sum", seed=seed)
+        samples = shown
         how = "read off the update, whose gradient is the sum of so many single images"
+    elif shown not in (0, samples):
+        raise Contradiction(
+            f"the last layer's gradient is the sum of {shown} single images, and those told are "
+            f"{samples}: leave --samples out, or say {shown}"
+        )
     update = replace(update, num_samples=samples)
     if after is not None:
         update = with_statistics(update, *buffers, delta, assumed)
     if loss == "sum":
         update = update.of_summed_loss()
     update.refuse_contradictions()
+    assumed += doubts_of(update, seed)
     if gives_several(model, input_shape):
         assumed.append(
             "of the several outputs of the network, that of its layer "
@@ -193,6 +213,45 @@ def read_update(
     if len(names) != update.num_classes:
         raise ValueError(f"the network has {update.num_classes} classes; there are {len(names)}")
     return Served(update, network, names, how, assumed)
+
+
+def samples_shown(update: Update, summed: bool, seed: int, needed: bool) -> int:
+    """K, as the update shows it; where it does not, 0, or MissingKnowledge if it is needed."""
+    if isinstance(update, WeightsUpdate) and is_zero(update):
+        raise Contradiction(
+            "the weights after training are those before: see whether the right files were named, "
+            "and whether the client trained"
+        )
+    try:
+        return guess_samples(update, summed=summed, seed=seed)
+    except MissingKnowledge as error:
+        if needed:
+            raise MissingKnowledge(f"{error} (--samples)") from None
+        return 0
+
+
+def doubts_of(update: Update, seed: int) -> list[str]:
+    """What does not fit the loss or the facts, in sentences; see `unlike_single_images`.
+
+    Raises Contradiction for weights that fit the other way round.
+    """
+    found: list[str] = []
+    if isinstance(update, WeightsUpdate) and not {"lr", "epochs", "batch_size"} <= set(
+        update.facts
+    ):
+        found.append(
+            "the client's lr, epochs or batch_size are not known, and what needs them is not "
+            "attacked: servers usually set them, so say --lr, --epochs and --batch-size"
+        )
+    doubt = unlike_single_images(update, seed)
+    if doubt and isinstance(update, WeightsUpdate):
+        start = dict(update.model.named_parameters())
+        back = {n: 2 * start[n].detach() - value for n, value in update.weights_after.items()}
+        if not unlike_single_images(update.resent(back), seed):
+            raise Contradiction(
+                "before and after fit each other the other way round: swap --before and --after"
+            )
+    return found + [doubt] * bool(doubt)
 
 
 def with_statistics(

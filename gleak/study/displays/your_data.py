@@ -303,7 +303,7 @@ def in_a_minute(report: Report) -> dict[str, str]:
     for subject, answer in reversed(answers.items()):
         kind = words[answer.verdict] if answer.attacked else "was not attacked"
         kinds[kind].insert(0, NAMES[subject])
-    return {kind: "; ".join(found) or "–" for kind, found in kinds.items()}
+    return {kind: "; ".join(found) or "nothing" for kind, found in kinds.items()}
 
 
 def knows(report: Report) -> bool:
@@ -388,7 +388,7 @@ def gallery(report: Report) -> list[Part]:
     return [
         page.paragraph(
             f"{words}: on the left the client's, on the right what was restored. dB say how near "
-            f"they are: a picture of one colour has about 10 to 15, at {EXACT:.0f} no eye sees a "
+            f"they are: a picture of one colour often has 10 to 18, at {EXACT:.0f} no eye sees a "
             "difference."
         ),
         page.gallery(images, alts, captions),
