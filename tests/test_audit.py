@@ -213,6 +213,7 @@ def test_other_weights_in_a_file_are_another_case(tmp_path):
         (["--size", "21"], "has 20 images; a batch needs 21"),
         (["--dataset", "folder:/nowhere"], "no folder"),
         (["--weights", "lost.pt"], "no file lost.pt"),
+        (["--out", f"{Path(__file__)}/report"], "nothing can be written below"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(tmp_path, arguments, message):

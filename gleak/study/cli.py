@@ -16,6 +16,14 @@ from gleak.study import chapters
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def writable(context: click.Context, option: click.Parameter, folder: Path) -> Path:
+    """The folder; BadParameter unless it can be made, or be written to, before hours are spent."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise click.BadParameter(f"nothing can be written below {there}")
+    return folder
+
+
 def report_folder(default: str):
     """The option that names the folder of a report."""
     return click.option(
@@ -23,6 +31,7 @@ def report_folder(default: str):
         type=click.Path(file_okay=False, path_type=Path),
         default=default,
         show_default=True,
+        callback=writable,
         help="Folder of the report.",
     )
 

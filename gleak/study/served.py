@@ -225,16 +225,28 @@ def samples_shown(update: Update, summed: bool, seed: int, needed: bool) -> int:
     try:
         return guess_samples(update, summed=summed, seed=seed)
     except MissingKnowledge as error:
+        if isinstance(update, WeightsUpdate) and fits_backwards(update, summed, seed):
+            raise Contradiction(
+                "before and after fit each other the other way round: swap --before and --after"
+            ) from None
         if needed:
             raise MissingKnowledge(f"{error} (--samples)") from None
         return 0
 
 
-def doubts_of(update: Update, seed: int) -> list[str]:
-    """What does not fit the loss or the facts, in sentences; see `unlike_single_images`.
+def fits_backwards(update: WeightsUpdate, summed: bool, seed: int) -> bool:
+    """Whether the step from the weights after to those before is that of single images."""
+    start = dict(update.model.named_parameters())
+    back = {n: 2 * start[n].detach() - value for n, value in update.weights_after.items()}
+    try:
+        guess_samples(update.resent(back), summed=summed, seed=seed)
+    except MissingKnowledge:
+        return False
+    return True
 
-    Raises Contradiction for weights that fit the other way round.
-    """
+
+def doubts_of(update: Update, seed: int) -> list[str]:
+    """What does not fit the loss or the facts, in sentences; see `unlike_single_images`."""
     found: list[str] = []
     if isinstance(update, WeightsUpdate) and not {"lr", "epochs", "batch_size"} <= set(
         update.facts
@@ -244,13 +256,6 @@ def doubts_of(update: Update, seed: int) -> list[str]:
             "attacked: servers usually set them, so say --lr, --epochs and --batch-size"
         )
     doubt = unlike_single_images(update, seed)
-    if doubt and isinstance(update, WeightsUpdate):
-        start = dict(update.model.named_parameters())
-        back = {n: 2 * start[n].detach() - value for n, value in update.weights_after.items()}
-        if not unlike_single_images(update.resent(back), seed):
-            raise Contradiction(
-                "before and after fit each other the other way round: swap --before and --after"
-            )
     return found + [doubt] * bool(doubt)
 
 
