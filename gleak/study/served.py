@@ -4,6 +4,7 @@ What cannot be read, does not fit or is not followed here is refused in a senten
 do; what was not told and is taken for granted is kept as a sentence, too.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -236,10 +237,13 @@ def samples_shown(update: Update, summed: bool, seed: int, needed: bool) -> int:
 
 def fits_backwards(update: WeightsUpdate, summed: bool, seed: int) -> bool:
     """Whether the step from the weights after to those before is that of single images."""
+    model = copy.deepcopy(update.model)
+    model.load_state_dict(dict(update.weights_after), strict=False)
     start = dict(update.model.named_parameters())
-    back = {n: 2 * start[n].detach() - value for n, value in update.weights_after.items()}
+    back = {name: start[name].detach() for name in update.weights_after}
     try:
-        guess_samples(update.resent(back), summed=summed, seed=seed)
+        turned = replace(update, model=model, weights_after=back)
+        guess_samples(turned, summed=summed, seed=seed)
     except MissingKnowledge:
         return False
     return True
