@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: help setup reproduce book pdf slides test lint lock clean
+.PHONY: help setup reproduce book pdf slides examples test lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -40,6 +40,9 @@ pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book 
 
 slides: setup  ## make an hour's slides from the chapters, into _build/slides.html
 	$(VENV) -m gleak slides
+
+examples: setup  ## make the reports that the book shows, from what their attacks found
+	$(VENV) book/examples/make.py
 
 test: setup lint  ## run all tests: package, chapters on other data and as committed, book
 	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --numprocesses 2 \

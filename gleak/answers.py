@@ -89,8 +89,17 @@ class Share:
         return max(found.low, 0.0), min(found.high, 1.0)
 
     def __str__(self) -> str:
+        return self.words()
+
+    def words(self, what: str = "") -> str:
+        """The numbers, what they count, and the interval.
+
+        >>> Share(0, 12).words("images leak")
+        '0 of 12 images leak (95 % interval: 0 to 24 %)'
+        """
         low, high = (f"{100 * end:.0f}" for end in self.interval)
-        return f"{self.found} of {self.of} ({100 * SURE:.0f} % interval: {low} to {high} %)"
+        counted = f"{self.found} of {self.of}{' ' * bool(what)}{what}"
+        return f"{counted} ({100 * SURE:.0f} % interval: {low} to {high} %)"
 
 
 def text(rows: pd.DataFrame, column: str) -> str:
@@ -124,6 +133,8 @@ def best_rule(rows: pd.DataFrame) -> tuple[str, Share]:
     return max(found.items(), key=lambda each: each[1].share)
 
 
+BETTER = "images come back better than their 4×4 thumbnail"
+SHARP = f"images come back at {EXACT:.0f} dB or more"
 MORE_EFFORT = "more iterations and starts (a longer effort)"
 
 
@@ -131,7 +142,7 @@ def labels_answer(rows: pd.DataFrame) -> Answer:
     """Whether the labels of these images leak. rows: of one setting, see `rows_of`."""
     cannot, refused = reason(rows, "labels"), text(rows, "not attacked labels")
     try:
-        rule, found = best_rule(rows)
+        _, found = best_rule(rows)
     except KeyError:
         if cannot:
             return Answer(Verdict.CANNOT, cannot)
@@ -142,7 +153,7 @@ def labels_answer(rows: pd.DataFrame) -> Answer:
             stronger="what the attack asked for, which a server may well know",
         )
     chance = rows["chance"].mean()
-    numbers = f"{found} labels are read (by the rule {rule}); guessing finds {100 * chance:.0f} %"
+    numbers = f"{found.words('labels are read')}; guessing finds {100 * chance:.0f} %"
     corrected = (found.share - chance) / (1 - chance)
     if corrected > LABELS_LEAK or found.interval[0] > chance:
         return Answer(Verdict.LEAKS, numbers)
@@ -170,8 +181,8 @@ def images_answer(rows: pd.DataFrame) -> Answer:
         given = " (with the labels given)" if seen["given"].all() else ""
         return Answer(
             Verdict.LEAKS,
-            f"{found} images come back better than their 4×4 thumbnail{given}, {clear} of them "
-            f"better than an 8×8 one. {partly(refused)}".strip(),
+            f"{found.words(BETTER)}{given}, {clear} of them better than an 8×8 one. "
+            f"{partly(refused)}".strip(),
         )
     if cannot:
         return Answer(Verdict.CANNOT, cannot)
@@ -184,7 +195,7 @@ def images_answer(rows: pd.DataFrame) -> Answer:
         )
     return Answer(
         Verdict.NOT_FOUND,
-        f"{found} images come back better than their 4×4 thumbnail. {partly(refused)}".strip(),
+        f"{found.words(BETTER)}. {partly(refused)}".strip(),
         stronger=f"{MORE_EFFORT}, a prior learnt from images such as these, or several updates",
     )
 
@@ -195,7 +206,7 @@ def pixels_answer(rows: pd.DataFrame) -> Answer:
     exact = int((seen["psnr"] >= EXACT).sum())
     if exact:
         share = Share(exact, len(seen))
-        return Answer(Verdict.LEAKS, f"{share} images come back at {EXACT:.0f} dB or more")
+        return Answer(Verdict.LEAKS, share.words(SHARP))
     if cannot:
         return Answer(Verdict.CANNOT, cannot)
     if seen.empty:
@@ -203,8 +214,7 @@ def pixels_answer(rows: pd.DataFrame) -> Answer:
         return Answer(Verdict.NOT_FOUND, f"not attacked: {why}", attacked=False)
     return Answer(
         Verdict.NOT_FOUND,
-        f"{Share(0, len(seen))} images come back at {EXACT:.0f} dB or more, the best at "
-        f"{seen['psnr'].max():.1f} dB",
+        f"{Share(0, len(seen)).words(SHARP)}, the best at {seen['psnr'].max():.1f} dB",
         stronger=f"{MORE_EFFORT}; a closed form for the layers where the peeling ends",
     )
 
@@ -227,20 +237,26 @@ def known_words(rows: pd.DataFrame, classes: int) -> list[str]:
         right = int(batches["known certain_right"].sum())
         proven = int(batches["known at_least"].sum())
         sentences.append(
-            f"The count of {certain} of {count * classes} classes ({count} times {classes}) "
-            f"is known for certain (90 % posterior intervals of a single number); {right} of these "
-            "counts are right."
+            f"For {certain} of {count * classes} classes ({classes} in each of {count} batches) "
+            "the server knows for certain how many images the client has of them: its 90 % "
+            f"interval holds one number. {right} of these counts are right."
         )
         sentences.append(f"{proven} of {len(rows)} labels are proven to be there, one by one.")
     features = Share(int(batches["known features"].sum()), len(rows))
     if features.found:
         places = text(batches, "known layers")
         sentences.append(
-            f"What enters the classifier is known exactly of {features} images. Peeled up to: "
-            f"{places}."
+            f"The features of {features.words('images')}, what enters the classifier, are known "
+            f"exactly. They tell alike images from others. Layers were peeled up to: {places}."
         )
     else:
         sentences.append("The features of no image are known exactly.")
+    layers = int(batches["known statistics"].max())
+    if layers:
+        sentences.append(
+            f"Mean and variance of what entered {layers} batch norm layers are known exactly: the "
+            "running statistics that the client sends along tell them after a single step."
+        )
     return sentences
 
 

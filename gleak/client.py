@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from gleak.buffers import statistics_of
 from gleak.data import Batch
 from gleak.network import as_sent, classifying, is_dropout, mixes_samples
 from gleak.update import GradientUpdate, WeightsUpdate
@@ -80,6 +82,7 @@ def fedavg(
     drop_last: bool = False,
     shuffle_seed: int | None = 0,
     training: bool = True,
+    buffers: bool = False,
     reveal: Sequence[str] = ("lr", "epochs", "batch_size"),
 ) -> WeightsUpdate:
     """FedAvg: train a copy of the model with SGD and send its weights.
@@ -103,7 +106,10 @@ def fedavg(
     shuffle_seed
         Of the orders; None leaves the batch as it stands.
     training
-        As for `fedsgd`. The buffers of batch norm are not part of the update.
+        As for `fedsgd`.
+    buffers
+        Whether the running statistics of batch norm are sent along, as state dicts have them: from
+        a single step in train mode the update then has the statistics of the batch.
     reveal
         Which of the facts (lr, epochs, batch_size, momentum, drop_last) the server is told.
 
@@ -163,13 +169,16 @@ def fedavg(
     after = {name: p.detach() for name, p in local.named_parameters() if p.requires_grad}
     if not all(torch.isfinite(weights).all() for weights in after.values()):
         raise ValueError(f"local training diverged with lr={lr}: the weights are not finite")
-    return WeightsUpdate(
+    update = WeightsUpdate(
         sent,
         num_samples=len(batch),
         input_shape=shape_of(batch),
         weights_after=after,
         facts={name: facts[name] for name in reveal},
     )
+    if buffers and mixes_samples(sent) and epochs == 1 and batch_size >= len(batch):
+        return replace(update, statistics=statistics_of(sent, images_for(sent, batch)))
+    return update
 
 
 def private_fedsgd(
@@ -265,7 +274,7 @@ def sample_gradients(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """The gradient of each sample's cross-entropy, parameter name -> tensor (K, *shape)."""
     run(model, batch)  # its errors say what about the batch does not fit
     parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    images = batch.images.to(next(model.parameters()))
+    images = images_for(model, batch)
 
     def loss(
         parameters: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor
@@ -305,12 +314,17 @@ def dropout(model: nn.Module, seed: int | None) -> Iterator[None]:
         layer.eval()
 
 
+def images_for(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The images as the model takes them."""
+    return batch.images.to(next(model.parameters()))
+
+
 def run(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits (K, N), with errors that say what about the batch does not fit.
 
     A model of several outputs returns its logits alone from then on.
     """
-    images = batch.images.to(next(model.parameters()))
+    images = images_for(model, batch)
     try:
         logits = model(images)
         if not isinstance(logits, torch.Tensor):

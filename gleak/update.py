@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import nn
 
+from gleak.buffers import have_moved, statistics_sent
 from gleak.contradictions import (
     is_a_difference,
     sizes_alike,
@@ -610,8 +611,9 @@ class Update(ABC):
             A file (.safetensors, .npz, .pt, .pth), a mapping of name to tensor or array, or a
             sequence of arrays in the order of `model.state_dict()`, with or without its buffers, as
             Flower sends them. `before` has all parameters, or is None for the model as it stands;
-            `after` may lack what was not sent. Buffers, such as the statistics of batch norm, are
-            taken from `before`, else from the model. Names that all begin with "module.",
+            `after` may lack what was not sent. Buffers, such as the running statistics of batch
+            norm, are taken from `before`, else from the model; those in `after` tell what entered
+            the layers, see `statistics`. Names that all begin with "module.",
             "_orig_mod." or "_module.", as DataParallel, compile and Opacus have them, are taken
             without it; sparse tensors as what they stand for.
         model
@@ -625,7 +627,8 @@ class Update(ABC):
         delta
             Whether `after` holds the difference WT - W0 in place of WT.
         statistics
-            Of what entered batch norm layers at the client, where they are known.
+            Of what entered batch norm layers at the client, where they are known. By default they
+            are read off the buffers that came back, as far as those tell them: see `gleak.buffers`.
         facts
             What is known besides, such as lr, epochs, batch_size, momentum, drop_last and
             weight_decay; None is not told.
@@ -635,7 +638,8 @@ class Update(ABC):
         ValueError
             Where names, shapes or values do not fit, or for a file that cannot be trusted.
         Contradiction
-            Where `after` is plainly a difference and delta is not set.
+            Where `after` is plainly a difference and delta is not set, or its buffers moved and
+            training is not.
         FileNotFoundError
             When there is no such file.
 
@@ -651,7 +655,16 @@ class Update(ABC):
         [0.1]
         """
         model = as_sent(model, training)
-        trained = trained_weights(before, after, model, delta)
+        if before is not None:
+            before = named_tensors(
+                before, model.state_dict(), dict(model.named_parameters()), "before"
+            )
+        end = named_tensors(after, model.state_dict(), dict(model.named_parameters()), "after")
+        trained = trained_weights(before, end, model, delta)
+        if statistics is None:
+            start = model.state_dict() if before is None else before
+            known = {"num_samples": num_samples, "input_shape": input_shape, "facts": facts}
+            statistics, _ = statistics_from(model, start, end, delta=delta, **known)
         if not delta and is_a_difference(dict(model.named_parameters()), trained):
             raise Contradiction(
                 "`after` is near zero and far from the weights before, as a difference WT - W0 is: "
@@ -890,6 +903,40 @@ class WeightsUpdate(Update):
         gradient = self.equivalent_gradient()
         far = max(value.abs().max().item() for value in gradient.values()) > 0.5
         return far and sizes_alike(gradient)
+
+
+def statistics_from(
+    model: nn.Module,
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    *,
+    num_samples: int,
+    input_shape: tuple[int, int, int],
+    facts: Mapping[str, float | None],
+    delta: bool = False,
+) -> tuple[Statistics, str]:
+    """What the buffers of a client tell of what entered its batch norm, else why they do not.
+
+    model: as it was sent, with all that stands in `before`. delta: `after` holds differences.
+
+    Raises Contradiction where running statistics moved in a network that is in eval mode.
+    """
+    own = model.state_dict()
+    sent = {name: value for name, value in after.items() if name in before and name in own}
+    if delta:
+        sent = {name: own[name] + value.to(own[name]) for name, value in sent.items()}
+    if not model.training:
+        if have_moved(model, sent):
+            raise Contradiction(
+                "the running statistics of batch norm came back changed, so the client trained "
+                "in train mode: say training=True"
+            )
+        return {}, "the client ran batch norm in eval mode"
+    epochs, size = facts.get("epochs"), facts.get("batch_size")
+    steps = None if epochs is None or size is None else int(epochs) * -(-num_samples // int(size))
+    if facts.get("drop_last") and size and num_samples % min(int(size), num_samples):
+        return {}, "the last, smaller step was left out, so they are of some of the images"
+    return statistics_sent(model, sent, num_samples, input_shape, steps)
 
 
 def checked_facts(facts: Mapping[str, float]) -> dict[str, float]:

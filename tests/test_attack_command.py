@@ -1,5 +1,6 @@
 """`gleak attack`: from a server's files to labels, images and a report, without the truth."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import gleak
+from gleak.inversion import journal, search
 from gleak.study import attack as attacks
 from gleak.study import attack_report, cli
 from gleak.study.served import normalisation, read_update
@@ -187,6 +189,58 @@ def test_what_cannot_be_attacked_is_one_line_before_anything_is_written(case, fi
     assert len([line for line in result.output.splitlines() if "Error" in line]) == 1
 
 
+LOSSES = {
+    "smoothing": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+    "weights of classes": lambda z, y: F.cross_entropy(z, y, weight=torch.linspace(0.3, 2, 10)),
+    "squares": lambda z, y: F.mse_loss(z.softmax(1), F.one_hot(y, 10).float()),
+    "each class for itself": lambda z, y: F.binary_cross_entropy_with_logits(
+        z, F.one_hot(y, 10).float()
+    ),
+    "cross-entropy": F.cross_entropy,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_that_was_not_told_is_doubted(loss, net, batch, files):
+    trained = copy.deepcopy(net)
+    optimiser = torch.optim.SGD(trained.parameters(), lr=0.01)
+    LOSSES[loss](trained(batch.images), batch.labels).backward()
+    optimiser.step()
+    torch.save(trained.state_dict(), files / "lost.pt")
+    found = read_update(
+        "lenet", SHAPE, before=files / "before.pt", after=files / "lost.pt", samples=4, **FACTS
+    )
+    assert ("fits the cross-entropy of one label each" in str(found.assumed)) == (
+        loss != "cross-entropy"
+    )
+
+
+WRONG = {
+    "K is too small": ({"samples": 3}, "sum of 4 single images, and those told are 3"),
+    "K is too large": ({"samples": 8, "batch_size": 8}, "leave --samples out, or say 4"),
+    "swapped": ({"before": "after.pt", "after": "before.pt"}, "swap --before and --after"),
+    "the same": ({"after": "before.pt"}, "the weights after training are those before"),
+    "no start": ({"before": None}, "say nothing without those before"),
+    "K of two epochs": ({"epochs": 2}, r"\(--samples\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_an_update_itself_contradicts(case, files):
+    change, words = WRONG[case]
+    told = {**FACTS, "before": "before.pt", "after": "after.pt", **change}
+    for name in ("before", "after"):
+        told[name] = told[name] and files / told[name]
+    with pytest.raises(ValueError, match=words):
+        read_update("lenet", SHAPE, **told)
+
+
+def test_what_was_not_told_is_asked_for(files):
+    weights = {"before": files / "before.pt", "after": files / "after.pt"}
+    found = read_update("lenet", SHAPE, **weights, samples=4)
+    assert "say --lr, --epochs and --batch-size" in str(found.assumed)
+
+
 def test_a_summed_loss_that_is_told(net, batch, files):
     F.cross_entropy(net(batch.images), batch.labels, reduction="sum").backward()
     save_file({name: p.grad for name, p in net.named_parameters()}, files / "sum.safetensors")
@@ -235,6 +289,35 @@ def test_ctrl_c_in_the_search_keeps_the_best_images(files, monkeypatch):
     assert "cut short" in (files / "out" / "index.html").read_text()
 
 
+def test_a_killed_search_goes_on_where_it_was(files, monkeypatch):
+    weights = ["--before", files / "before.pt", "--after", files / "after.pt", *TOLD]
+    asked = [*weights, "--iterations", 40, "--seed", 1]
+    whole, out = run(files, *asked)
+    images = [(out / name).read_bytes() for name in sorted(p.name for p in out.glob("*.png"))]
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal, "SHARE", 0.0)
+    evaluate, calls = search.Search.evaluate, []
+
+    def counted(self, *arguments):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise SystemExit  # as a kill: nothing catches it
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(search.Search, "evaluate", counted)
+    killed_at = 25
+    run(files, *asked)
+    assert (out / "search").is_dir() and not list(out.glob("*.png"))
+    killed_at = 0
+    again, out = run(files, *asked)
+    assert "goes on where it was interrupted" in again.output and again.exit_code == 0
+    assert "goes on" not in whole.output
+    assert [(out / p.name).read_bytes() for p in sorted(out.glob("*.png"))] == images
+    assert not (out / "search").exists()
+    facts = json.loads((out / "report.json").read_text())
+    assert len(calls) - 25 < facts["images"]["iterations"]  # not from the beginning
+
+
 def test_a_classifier_that_stays_at_home(net, batch, files):
     update = gleak.fedsgd(net, batch)
     body = {name: g for name, g in update.gradient.items() if not name.startswith("1.7")}
@@ -257,6 +340,8 @@ def test_an_update_of_nothing_and_evidence(net, batch, tmp_path):
     assert "weights before training were not given" in str(served.assumed)
     report = attacks.attack(served, tmp_path / "out", progress=False)
     assert report.facts["images"]["verdict"] == "cannot leak"
+    assert report.facts["labels"]["verdict"] == "cannot leak"
+    assert not (report.fails("labels") or report.fails("images"))
 
     one = gleak.Batch(batch.images[:1], batch.labels[:1], batch.class_names)
     gray = torch.full_like(one.images, 0.5)

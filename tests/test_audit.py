@@ -93,7 +93,11 @@ def test_the_json_says_the_same_and_a_leak_is_a_status(tmp_path):
     verdicts = {subject: answer["verdict"] for subject, answer in yours["answers"].items()}
     assert verdicts == {"labels": "leaks", "images": "not found", "pixels": "not found"}
     assert found["fails"] == {"labels": True, "images": False}
-    assert [one["search"] for one in yours["tried"]] == ["the study's own", "the signs"]
+    assert [one["search"] for one in yours["tried"]] == [
+        "the study's own",
+        "the signs",
+        "coarse to fine",
+    ]
 
 
 def test_what_is_finished_is_not_done_again(made, photos, monkeypatch):
@@ -134,7 +138,7 @@ def test_defences_are_attacked_and_promise_nothing(tmp_path):
     text = audit.write(report, tmp_path).read_text("utf-8")
     assert "the attacks found nothing of the images in 4 images" in text
     assert "closes" not in text
-    assert len(BeautifulSoup(text, "html.parser").find_all("table")) == 4
+    assert len(BeautifulSoup(text, "html.parser").find_all("table")) == 5
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
@@ -209,6 +213,7 @@ def test_other_weights_in_a_file_are_another_case(tmp_path):
         (["--size", "21"], "has 20 images; a batch needs 21"),
         (["--dataset", "folder:/nowhere"], "no folder"),
         (["--weights", "lost.pt"], "no file lost.pt"),
+        (["--out", f"{Path(__file__)}/report"], "nothing can be written below"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(tmp_path, arguments, message):

@@ -34,6 +34,13 @@ def test_every_page_of_the_contents_is_there(pages):
     assert {"index", "reproduce", "bibliography", *chapters.chapters()} <= names
 
 
+def test_the_reports_lie_beside_the_book(html):
+    for name in ("audit.html", "audit.json", "attack.html", "attack.json"):
+        assert (html / name).read_bytes() == (
+            chapters.root() / "book" / "examples" / name
+        ).read_bytes()
+
+
 def test_no_page_loads_anything_from_another_host(pages):
     for file, page in pages.items():
         for tag, attribute in (("script", "src"), ("img", "src"), ("link", "href")):

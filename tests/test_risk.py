@@ -54,7 +54,7 @@ def test_an_update_is_assessed_by_itself(update, batch):
     found = risk.assess(update, batch, iterations=2)
     assert found.labels["gleak"]["instance"] == 1
     assert not found.given
-    assert set(found.images) == {"the study's own", "the signs"}
+    assert set(found.images) == {"the study's own", "the signs", "coarse to fine"}
     best = [score.psnr for score in found.scores.itertuples()]
     each = [gleak.score(one.images, batch.images)["psnr"] for one in found.images.values()]
     assert best == pd.concat(each, axis=1).max(axis=1).tolist()
@@ -118,7 +118,7 @@ def test_one_search_that_breaks_leaves_the_others_and_is_told(update, batch, mon
     invert = attack
     monkeypatch.setattr(risk, "invert", breaks)
     found = risk.assess(update, batch, iterations=1)
-    assert set(found.images) == {"the signs"}
+    assert set(found.images) == {"the signs", "coarse to fine"}
     assert found.not_attacked == {"images": "the study's own: derivative for x is not implemented"}
     said = answers.answered(pd.DataFrame(risk.rows_of(found)).assign(batch=0))
     assert said["images"].attacked

@@ -14,6 +14,7 @@ gradients   what a client would send, differentiable
 finite_difference  the derivative of a gradient, from two first derivatives
 objective   the loss of an attack on an update
 search      its minimum: starts, optimisers, the record of the way
+journal     searches that go on where they were interrupted
 closed      what a gradient gives away in closed form
 """
 

@@ -55,6 +55,7 @@ STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 w
 # Activations that are not zero, for each number of an image, from which little is open. A ResNet-18
 # has 5; a convnet behind two poolings up to 2.7, and loses by the guess (see the image notes).
 MANY = 4.0
+STATISTICS = 0.1  # weight of batch norm statistics that the client sent, as in GradInversion
 LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.
 STRONGEST = ("unrolled", "path", "sme")
@@ -116,8 +117,8 @@ class Gleak(Attack):
             return found
         if peeled:
             fell_back = (f"closed form: it ends at {peeled}; {peeled.ended}",)
-        found = matching.search(update, labels, options, peeled)
-        return replace(found, fell_back=fell_back)
+        found = with_statistics(matching, update).search(update, labels, options, peeled)
+        return replace(found, way=way_of(found, update), fell_back=fell_back)
 
     def with_maxima(
         self,
@@ -168,7 +169,9 @@ class Gleak(Attack):
             options = replace(options, update_model=equivalent)
             found = in_the_middle(self.of_gradient(update.as_gradient(), labels, options))
         else:
-            found = GLEAK_GRADIENT.override(**self.settings).run(update, labels, options)
+            matching = with_statistics(GLEAK_GRADIENT.override(**self.settings), update)
+            found = matching.run(update, labels, options)
+            found = replace(found, way=way_of(found, update))
         return replace(found, fell_back=(reason, *found.fell_back))
 
     def in_rounds(
@@ -295,6 +298,18 @@ def with_more_starts(
             finished=again.finished,
         )
     return found
+
+
+def with_statistics(matching: GradientMatching, update: Update) -> GradientMatching:
+    """The search, which also matches the batch norm statistics that a client sent."""
+    if not update.statistics or matching.batch_norm:
+        return matching
+    return matching.override(batch_norm=STATISTICS)
+
+
+def way_of(found: Inversion, update: Update) -> str:
+    """The way of gradient matching, with a word on statistics that it matched besides."""
+    return f"{found.way}, and the batch norm statistics sent" if update.statistics else found.way
 
 
 def after(options: Options, found: Inversion) -> Options:

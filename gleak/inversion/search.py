@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gleak.inversion.journal import Page
 from gleak.inversion.objective import Inputs, Objective
 from gleak.inversion.update_models import merge_epochs
 
@@ -123,6 +124,7 @@ class Search:
 
     def __init__(self, objective: Objective):
         self.objective, self.attack = objective, objective.attack
+        self.page = Page()
 
     def run(
         self,
@@ -133,18 +135,26 @@ class Search:
         progress: bool,
         snapshots: Sequence[int] = (),
     ) -> Inversion:
-        """The best of all restarts, also where Ctrl-C ended them: see `interrupts_pass`."""
+        """The best of all restarts, also where Ctrl-C ended them: see `interrupts_pass`.
+
+        Goes on where it was cut short, see `journal`.
+        """
         attack, objective = self.attack, self.objective
         inputs = self.start(seed, start, learnt)
         size = attack.iterations * (
             attack.evaluations * attack.restarts if attack.quasi_newton else 1
         )
         record = Record(size, objective.columns, inputs, snapshots)
-        bar = tqdm(total=size, disable=not progress, desc=name, leave=False)
+        kept = self.page.read()
+        if kept:
+            record.restore(kept["record"])
+        bar = tqdm(total=size, disable=not progress, desc=name, leave=False, initial=record.done)
         finished = True
         try:
-            way = self.lbfgs if attack.quasi_newton else self.descend
-            way(inputs, record, bar, torch.Generator().manual_seed(seed + 1))
+            if not kept.get("ended"):
+                way = self.lbfgs if attack.quasi_newton else self.descend
+                way(inputs, record, bar, torch.Generator().manual_seed(seed + 1), kept)
+                self.page.write(record=record.state(), ended=True)
         except KeyboardInterrupt:
             if _INTERRUPTS_PASS.get():
                 raise
@@ -219,7 +229,14 @@ class Search:
             inputs.append(copies.requires_grad_())
         return inputs
 
-    def descend(self, inputs: Inputs, record: Record, bar: tqdm, draws: torch.Generator) -> None:
+    def descend(
+        self,
+        inputs: Inputs,
+        record: Record,
+        bar: tqdm,
+        draws: torch.Generator,
+        kept: Mapping[str, Any],
+    ) -> None:
         """A step after each evaluation, all restarts side by side, by Adam in its kinds or an
         optimiser of one's own; no step waits for a number from a GPU.
         """
@@ -232,7 +249,11 @@ class Search:
             ]
         )
         full_rates = [group["lr"] for group in optimizer.param_groups]
-        for step in range(attack.iterations):
+        if kept:
+            put(kept["inputs"], inputs)
+            optimizer.load_state_dict(kept["optimizer"])
+            draws.set_state(kept["draws"])
+        for step in range(record.done, attack.iterations):
             done = step / attack.iterations
             losses, gradients = self.evaluate(inputs, attack.tv_end**done)
             record.add(*losses, inputs)
@@ -252,6 +273,13 @@ class Search:
             bar.update()
             if record.failed(bar):
                 break
+            if self.page.due():
+                self.page.write(
+                    record=record.state(),
+                    inputs=[tensor.detach() for tensor in inputs],
+                    optimizer=optimizer.state_dict(),
+                    draws=draws.get_state(),
+                )
 
     def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         """That of the attack, for groups of parameters, of which some have their own step size."""
@@ -260,7 +288,14 @@ class Search:
         kind = torch.optim.AdamW if self.attack.optimizer == "adamw" else torch.optim.Adam
         return kind(groups, lr=self.attack.lr)
 
-    def lbfgs(self, inputs: Inputs, record: Record, bar: tqdm, draws: torch.Generator) -> None:
+    def lbfgs(
+        self,
+        inputs: Inputs,
+        record: Record,
+        bar: tqdm,
+        draws: torch.Generator,
+        kept: Mapping[str, Any],
+    ) -> None:
         """L-BFGS: iterations x evaluations for each restart; one restart after the other.
 
         Each step is looked for along a line, as long as rounding lets losses be compared there;
@@ -269,7 +304,7 @@ class Search:
         attack = self.attack
         budget = attack.iterations * attack.evaluations
         rounding = (2 * torch.finfo(inputs[0].dtype).eps / ARMIJO) ** 2
-        for restart in range(len(inputs[0])):
+        for restart in range(kept.get("restart", 0), len(inputs[0])):
             one = [t[restart : restart + 1].detach().clone().requires_grad_() for t in inputs]
             optimizer = torch.optim.LBFGS(
                 one,
@@ -280,8 +315,12 @@ class Search:
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
             )
-            group = optimizer.param_groups[0]
             losses: list[float] = []
+            if restart == kept.get("restart"):
+                put(kept["inputs"], one)
+                optimizer.load_state_dict(kept["optimizer"])
+                losses = list(kept["losses"])
+            group = optimizer.param_groups[0]
 
             def closure(
                 restart: int = restart,
@@ -307,6 +346,14 @@ class Search:
                     optimizer.step(closure)  # of up to twenty iterations
                     if min(losses) < rounding:
                         group["line_search_fn"] = None
+                    if self.page.due():
+                        self.page.write(
+                            record=record.state(),
+                            inputs=[tensor.detach() for tensor in one],
+                            optimizer=optimizer.state_dict(),
+                            losses=losses,
+                            restart=restart,
+                        )
             except SearchEnds:
                 if record.failed_at is not None:
                     break
@@ -338,6 +385,13 @@ class Search:
                 faded = self.attack.tv_end - fading
                 compared = compared + term.weight * faded * terms[:, column]
         return (losses, compared, terms), gradients
+
+
+@torch.no_grad()
+def put(kept: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """Copy kept values into tensors, one by one."""
+    for value, tensor in zip(kept, tensors, strict=True):
+        tensor.copy_(value)
 
 
 class SearchEnds(Exception):  # noqa: N818
@@ -380,6 +434,20 @@ class Record:
             mask = better.view(-1, *[1] * (tensor.ndim - 1))
             best[which] = torch.where(mask, tensor, best[which])
         self.done += 1
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` puts back."""
+        names = ("rows", "kept", "best_loss", "best", "done", "failed_at")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be where a record was that gave this state, whose tensors may lie on another device."""
+        put(
+            [state["rows"], state["best_loss"], *state["best"]],
+            [self.rows, self.best_loss, *self.best],
+        )
+        self.kept = dict(state["kept"])
+        self.done, self.failed_at = state["done"], state["failed_at"]
 
     def failed(self, bar: tqdm) -> bool:
         """Now and then: show the loss, and see whether it is still finite."""

@@ -59,6 +59,48 @@ def guess_samples(update: Update, *, summed: bool = False, seed: int = 0) -> int
     >>> guess_samples(update)
     3
     """
+    rank = rank_of(update)
+    if not taken_apart(update, rank, summed, seed):
+        raise MissingKnowledge(
+            f"its last layer's gradient has rank {rank}, as that of {rank} samples or more, {ASK}"
+        )
+    return rank
+
+
+def unlike_single_images(update: Update, seed: int = 0) -> str:
+    """Why the gradient of one step is that of no cross-entropy of so many images; empty where it
+    may be one, or nothing can be said.
+
+    Its rank is K then, and yet its terms are no (p_k - y_k) o_k^T with softmax p_k and one label
+    each.
+
+    Parameters
+    ----------
+    update
+        What the client sent.
+    seed
+        Of random draws.
+    """
+    try:
+        one_step, rank = update.local_steps == 1, rank_of(update)
+    except MissingKnowledge:
+        return ""
+    if not one_step or rank != update.num_samples or rank > MOST:
+        return ""
+    if taken_apart(update, rank, False, seed):
+        return ""
+    return (
+        f"the last layer's gradient has the rank of {rank} images, and none of it fits the "
+        "cross-entropy of one label each: smoothed or mixed labels, weights of classes, another "
+        "loss, another learning rate than was told, or other weights before"
+    )
+
+
+def rank_of(update: Update) -> int:
+    """The rank of the classifier's gradient, K or less.
+
+    Raises MissingKnowledge where it does not show, or says no more than that there are many.
+    """
     if isinstance(update, WeightsUpdate) and update.facts.get("epochs") != 1:
         raise MissingKnowledge(
             f"after more than one epoch, or an unknown number, the update does not show it, {ASK}"
@@ -77,10 +119,6 @@ def guess_samples(update: Update, *, summed: bool = False, seed: int = 0) -> int
     if values[rank - 1] < GAP * below:
         raise MissingKnowledge(
             f"noise or rounding hides the rank of the last layer's gradient, {ASK}"
-        )
-    if not taken_apart(update, rank, summed, seed):
-        raise MissingKnowledge(
-            f"its last layer's gradient has rank {rank}, as that of {rank} samples or more, {ASK}"
         )
     return rank
 

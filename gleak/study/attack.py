@@ -1,9 +1,11 @@
 """An attack on an update without the truth: labels, images, and what says that they are right.
 
 The labels are written before the search for images begins, so that what ends the search takes
-nothing with it. What is written is in `gleak.study.attack_report`.
+nothing with it; the same attack into the same folder then goes on where the search was. What is
+written is in `gleak.study.attack_report`.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,11 @@ from gleak import __version__
 from gleak.inversion import Inversion, InversionFailed, invert, local_gradient
 from gleak.inversion.distances import l2
 from gleak.inversion.drift import undrifted
+from gleak.inversion.journal import begun, forget, keeping
 from gleak.inversion.own import strongest_model
 from gleak.labels import label_posterior, restore_labels, single_images
+from gleak.provenance import digest_of, package_digest
+from gleak.risk import is_zero
 from gleak.study.attack_report import Report, image_line, label_line, remove_images, write
 from gleak.study.served import Served
 from gleak.update import MissingKnowledge, Update, WeightsUpdate
@@ -29,6 +34,7 @@ EFFORTS = {"quick": 100, "usual": None, "long": 10_000}  # iterations; None: the
 # networks of one to four images of CIFAR-10, images that score above their 4x4 thumbnails left 0.03
 # to 0.09, and others 0.14 to 1; with batch norm, right images may leave everything.
 EXPLAINED = 0.1
+ZERO = "the update is all zeros, as for any batch that moves nothing"
 
 
 def attack(
@@ -48,7 +54,8 @@ def attack(
     served
         The update.
     folder
-        Where index.html, report.json and the images go; files of an earlier report are replaced.
+        Where index.html, report.json and the images go; files of an earlier report are replaced. A
+        search for images that was cut short, by a kill or Ctrl-C, goes on from its folder `search`.
     iterations
         Of the search for images; None: the attack's own number.
     labels_only
@@ -77,10 +84,33 @@ def attack(
     if labels_only:
         report.facts["images"]["not_attacked"] = "not asked for"
     else:
-        find_images(report, counts, iterations, seed, progress)
+        kept = folder / "search"
+        key = key_of(served.update, counts, iterations, seed)
+        if begun(kept, key):
+            say("the search for images goes on where it was interrupted")
+        with keeping(kept, key):
+            find_images(report, counts, iterations, seed, progress)
+        if report.facts["images"]["finished"]:
+            forget(kept)
     write(report, folder)
     say(image_line(report))
     return report
+
+
+def key_of(update: Update, counts: torch.Tensor, iterations: int | None, seed: int) -> str:
+    """A digest of all that decides a search for images."""
+    tensors = {**update.model.state_dict(), **update.sent}
+    tensors |= {
+        f"{name} {kind}": t for name, p in update.statistics.items() for kind, t in enumerate(p)
+    }
+    named = hashlib.sha256()
+    for name, tensor in tensors.items():
+        named.update(
+            name.encode() + tensor.detach().cpu().contiguous().view(-1).double().numpy().tobytes()
+        )
+    told = [dict(update.facts), update.num_samples, update.input_shape, counts.tolist()]
+    made = [str(update.model), update.model.training, package_digest(), torch.__version__]
+    return digest_of([named.hexdigest(), told, made, iterations, seed])
 
 
 def about(served: Served, iterations: int | None, seed: int) -> dict[str, Any]:
@@ -118,6 +148,7 @@ def about(served: Served, iterations: int | None, seed: int) -> dict[str, Any]:
             "verdict": "not found",
             "evidence": None,
         },
+        "statistics": len(update.statistics),
         "seed": seed,
         "effort": iterations,
     }
@@ -128,6 +159,9 @@ def find_labels(report: Report, seed: int) -> torch.Tensor:
     update, began = report.served.update, time.monotonic()
     facts = report.facts["labels"]
     counts = even_counts(update.num_samples, update.num_classes, seed)
+    if is_zero(update):
+        facts |= {"not_attacked": ZERO, "verdict": "cannot leak"}
+        return counts
     try:
         found = label_posterior(update, seed=seed)
         counts = found.counts
@@ -198,8 +232,8 @@ def find_images(
         facts["not_attacked"] = "interrupted before there was a picture"
     except ValueError as error:
         facts["not_attacked"] = str(error)
-        if not any(tensor.any() for tensor in update.message().values()):
-            facts["verdict"] = "cannot leak"
+        if is_zero(update):
+            facts |= {"not_attacked": ZERO, "verdict": "cannot leak"}
     if result is not None:
         labels = result.labels.tolist()
         report.images = result.images.detach().float().cpu()

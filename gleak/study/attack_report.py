@@ -12,7 +12,8 @@ labels           method, seconds, not_attacked (why, or null), certain (how many
                  single_images (how many were told apart in the gradient, or null), and counts: for
                  each class in the batch, or perhaps in it, class, name, count, low, high, at_least;
                  low and high are the ends of the interval that holds the count with 90 %; and
-                 verdict: "leaks" where an image is certain, else "not found"
+                 verdict: "leaks" where an image is certain, "cannot leak" for an update of zeros,
+                 else "not found"
 images           finished (false while the search runs, and where it was cut short), seconds,
                  not_attacked (why, or null), way, fell_back, iterations, files, labels, unexplained
                  (how much of the update these images leave unexplained, 0 to about 1), gray (the
@@ -20,6 +21,8 @@ images           finished (false while the search runs, and where it was cut sho
                  leak"), evidence ("closed form": the images were computed; "activations": what a
                  layer makes of each image was computed, and images searched for that fit;
                  "gradient": they explain the update; or null)
+statistics       of how many batch norm layers the mean and variance of what entered them are known
+                 exactly, from the running statistics that came back
 seed, effort     of all draws; iterations asked for, or null for the attack's own
 """
 
@@ -135,6 +138,10 @@ def write_page(report: Report, folder: Path) -> None:
     page.write(
         folder / "index.html",
         "What one update gave away",
+        page.paragraph(
+            "A server has one update of a client, and none of its images or labels. This is what "
+            "was read from the update alone."
+        ),
         *answers(report),
         page.section("Labels", *labels_part(report)),
         page.section("Images", *images_part(report)),
@@ -144,9 +151,13 @@ def write_page(report: Report, folder: Path) -> None:
 
 
 def answers(report: Report) -> list[page.Html]:
-    """The two answers that come first: labels and images."""
-    labels, images = report.facts["labels"], report.facts["images"]
-    if labels["not_attacked"]:
+    """The answers that come first: labels, images, and what batch norm gives away besides."""
+    facts = report.facts
+    labels, images = facts["labels"], facts["images"]
+    if labels["verdict"] == "cannot leak":
+        words = str(labels["not_attacked"])
+        first = page.verdict("cannot", "Labels: cannot leak", page.paragraph(words))
+    elif labels["not_attacked"]:
         first = page.verdict(
             "unknown", "Labels: not attacked", page.paragraph(labels["not_attacked"])
         )
@@ -172,7 +183,7 @@ def answers(report: Report) -> list[page.Html]:
         if images["unexplained"] is not None:
             words += (
                 f" They leave {images['unexplained']:.2g} of the update unexplained, gray ones "
-                f"{images['gray']:.2g}."
+                f"{images['gray']:.2g}; 0 is all of it explained."
             )
     elif kind == "cannot leak":
         heading, words = headings[kind], str(images["not_attacked"])
@@ -188,7 +199,14 @@ def answers(report: Report) -> list[page.Html]:
                 f"The pictures below leave {missed:.2g} of the update unexplained, gray ones "
                 f"{images['gray']:.2g}; look at them all the same."
             )
-    return [first, page.verdict(COLOURS[kind], heading, page.paragraph(words))]
+    found = [first, page.verdict(COLOURS[kind], heading, page.paragraph(words))]
+    if facts["statistics"]:
+        words = (
+            f"Mean and variance of what entered {facts['statistics']} layers are known exactly: "
+            "the running statistics that came back with the weights tell them after one step."
+        )
+        found.append(page.verdict("leaks", "Batch norm: leaks", page.paragraph(words)))
+    return found
 
 
 def labels_part(report: Report) -> list[page.Html]:
@@ -214,7 +232,8 @@ def labels_part(report: Report) -> list[page.Html]:
                 "with 90 % probability; how many are proven. All other classes: none.",
             )
         )
-    tried = [f"restored by {facts['method']}, in {facts['seconds']:.1f} s"]
+    method = str(facts["method"]).replace("gleak", "the study's rule", 1)
+    tried = [f"restored by {method}, in {facts['seconds']:.1f} s"]
     if facts["not_attacked"]:
         tried = [f"not attacked: {facts['not_attacked']}"]
     if facts["single_images"] is not None:
@@ -253,7 +272,9 @@ def images_part(report: Report) -> list[page.Html]:
         tried = [f"tried: {facts['way']} ({spent})"]
         tried += [f"could not: {reason}" for reason in facts["fell_back"]]
         if not facts["finished"]:
-            tried.append("cut short: these are the best pictures up to there")
+            tried.append(
+                "cut short: these are the best pictures up to there; the same command goes on"
+            )
     return [*parts, page.bullets(tried)]
 
 

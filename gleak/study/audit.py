@@ -180,6 +180,7 @@ class Plan:
             lr=self.lr,
             shuffle_seed=self.seed + number,
             training=self.training,
+            buffers=True,  # as state dicts have them
         )
 
 
@@ -266,11 +267,17 @@ def run(plan: Plan, folder: Path | None = None) -> Report:
     Raises ValueError, FileNotFoundError or ModuleNotFoundError before anything is attacked, for
     data, a network or training that do not fit together.
     """
-    _, overlap = plan.draws()
-    batches = [plan.batch(number) for number in range(plan.batches)]
-    first = plan.update(YOURS, batches[0], 0)  # what cannot work ends here, and not after hours
+    empty = report_of(plan, pd.DataFrame())  # what cannot work ends here, and not after hours
     cases = product(batch=range(plan.batches), setting=plan.all_settings)
     rows = run_grid(case, cases, common=plan.options, label="attacks", folder=folder)
+    return replace(empty, rows=rows)
+
+
+def report_of(plan: Plan, rows: pd.DataFrame) -> Report:
+    """The report on rows that were found before; raises what `run` raises."""
+    _, overlap = plan.draws()
+    batches = [plan.batch(number) for number in range(plan.batches)]
+    first = plan.update(YOURS, batches[0], 0)
     about = (
         f"{batches[0]}\nnetwork: {plan.model}{' with trained weights' if plan.weights else ''}"
         f"\n\n{first}"
@@ -332,7 +339,9 @@ def tried(setting: str, rows: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "search": name,
-            "attack": str(search["attack"]),
+            "attack": search["attack"]
+            if isinstance(search["attack"], str)
+            else "gradient matching",
             "iterations": plan.iterations,
             "starts": plan.starts,
             "best_for": int((won == name).sum()),

@@ -16,6 +16,14 @@ from gleak.study import chapters
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+def writable(context: click.Context, option: click.Parameter, folder: Path) -> Path:
+    """The folder; BadParameter unless it can be made, or be written to, before hours are spent."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise click.BadParameter(f"nothing can be written below {there}")
+    return folder
+
+
 def report_folder(default: str):
     """The option that names the folder of a report."""
     return click.option(
@@ -23,6 +31,7 @@ def report_folder(default: str):
         type=click.Path(file_okay=False, path_type=Path),
         default=default,
         show_default=True,
+        callback=writable,
         help="Folder of the report.",
     )
 
@@ -228,9 +237,11 @@ def audit(out, effort, compare, fail_on, **options):
 def attack(model, shape, names_file, effort, iterations, fail_on, labels_only, seed, out, **given):
     """Attack what a server has: files, without the truth.
 
-    Leaves one HTML page, report.json, and the images that were restored as PNG files. The status is
-    0; or 1 if --fail-on names something that leaks or that could not be attacked; or 2 where
-    nothing was attacked, as a sentence says.
+    Leaves one HTML page, report.json, and the images that were restored as PNG files. The same
+    command goes on with a search that was interrupted.
+
+    The status is 0; or 1 if --fail-on names something that leaks or that could not be attacked; or
+    2 where nothing was attacked, as a sentence says.
     """
     from gleak.study import attack as attacks
     from gleak.study.served import read_update

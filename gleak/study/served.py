@@ -4,6 +4,7 @@ What cannot be read, does not fit or is not followed here is refused in a senten
 do; what was not told and is taken for granted is kept as a sentence, too.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from gleak.buffers import buffers_in, steps_counted
 from gleak.data import Batch
 from gleak.kept import KeptRound, kept_round, samples_of
 from gleak.labels import guess_samples
+from gleak.labels.samples import unlike_single_images
 from gleak.models import NORMALISATION, Normalise, build_model, from_module, named_for, normalises
 from gleak.network import as_sent, find_classifier, is_dropout
-from gleak.update import Update
+from gleak.risk import is_zero
+from gleak.update import (
+    Contradiction,
+    MissingKnowledge,
+    Update,
+    WeightsUpdate,
+    statistics_from,
+)
 from gleak.wire import named_tensors, put_weights, read_parts, read_tensors
 
 Shape = tuple[int, int, int]
@@ -150,6 +160,11 @@ def read_update(
         facts, samples = {**update.facts, **facts}, samples or update.num_samples
     else:
         tensors, numbers = message_of(gradient if after is None else after)
+        if after is not None and before is None:
+            raise ValueError(
+                "weights after training say nothing without those before: name the file of what "
+                "the server sent (--before)"
+            )
         start = None if before is None else message_of(before)[0]
         model = build(start or tensors)
         samples = samples or int(numbers.get("num-examples", 0))
@@ -163,19 +178,30 @@ def read_update(
             "training": training,
         }
         tensors = named_for(model, tensors)
+        buffers = (start or model.state_dict(), tensors)
         if after is None:
             update = Update.from_gradient(tensors, model, **shown)
         else:
+            shown["statistics"] = {}  # until K is known
             update = Update.from_weights(None, tensors, model, delta=delta, **shown)
     update = replace(update, facts=facts)
     how = "told"
+    shown = samples_shown(update, loss == "sum", seed, needed=not samples)
     if not samples:
-        samples = guess_samples(update, summed=loss == "sum", seed=seed)
+        samples = shown
         how = "read off the update, whose gradient is the sum of so many single images"
+    elif shown not in (0, samples):
+        raise Contradiction(
+            f"the last layer's gradient is the sum of {shown} single images, and those told are "
+            f"{samples}: leave --samples out, or say {shown}"
+        )
     update = replace(update, num_samples=samples)
+    if after is not None:
+        update = with_statistics(update, *buffers, delta, assumed)
     if loss == "sum":
         update = update.of_summed_loss()
     update.refuse_contradictions()
+    assumed += doubts_of(update, seed)
     if gives_several(model, input_shape):
         assumed.append(
             "of the several outputs of the network, that of its layer "
@@ -188,6 +214,87 @@ def read_update(
     if len(names) != update.num_classes:
         raise ValueError(f"the network has {update.num_classes} classes; there are {len(names)}")
     return Served(update, network, names, how, assumed)
+
+
+def samples_shown(update: Update, summed: bool, seed: int, needed: bool) -> int:
+    """K, as the update shows it; where it does not, 0, or MissingKnowledge if it is needed."""
+    if isinstance(update, WeightsUpdate) and is_zero(update):
+        raise Contradiction(
+            "the weights after training are those before: see whether the right files were named, "
+            "and whether the client trained"
+        )
+    try:
+        return guess_samples(update, summed=summed, seed=seed)
+    except MissingKnowledge as error:
+        if isinstance(update, WeightsUpdate) and fits_backwards(update, summed, seed):
+            raise Contradiction(
+                "before and after fit each other the other way round: swap --before and --after"
+            ) from None
+        if needed:
+            raise MissingKnowledge(f"{error} (--samples)") from None
+        return 0
+
+
+def fits_backwards(update: WeightsUpdate, summed: bool, seed: int) -> bool:
+    """Whether the step from the weights after to those before is that of single images."""
+    model = copy.deepcopy(update.model)
+    model.load_state_dict(dict(update.weights_after), strict=False)
+    start = dict(update.model.named_parameters())
+    back = {name: start[name].detach() for name in update.weights_after}
+    try:
+        turned = replace(update, model=model, weights_after=back)
+        guess_samples(turned, summed=summed, seed=seed)
+    except MissingKnowledge:
+        return False
+    return True
+
+
+def doubts_of(update: Update, seed: int) -> list[str]:
+    """What does not fit the loss or the facts, in sentences; see `unlike_single_images`."""
+    found: list[str] = []
+    if isinstance(update, WeightsUpdate) and not {"lr", "epochs", "batch_size"} <= set(
+        update.facts
+    ):
+        found.append(
+            "the client's lr, epochs or batch_size are not known, and what needs them is not "
+            "attacked: servers usually set them, so say --lr, --epochs and --batch-size"
+        )
+    doubt = unlike_single_images(update, seed)
+    return found + [doubt] * bool(doubt)
+
+
+def with_statistics(
+    update: Update,
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    delta: bool,
+    assumed: list[str],
+) -> Update:
+    """The update with what its buffers tell of batch norm; why they do not is added to `assumed`.
+
+    Raises Contradiction where they counted other steps than were told.
+    """
+    if not buffers_in(after, update.model):
+        return update
+    known = {"num_samples": update.num_samples, "input_shape": update.input_shape}
+    own = update.model.state_dict()
+    before, after = (
+        named_tensors(tensors, own, dict(update.model.named_parameters()), "the file")
+        for tensors in (before, after)
+    )
+    found, reason = statistics_from(
+        update.model, before, after, facts=update.facts, delta=delta, **known
+    )
+    counted = steps_counted(update.model, after) if not delta else None
+    told = update.local_steps if {"epochs", "batch_size"} <= update.facts.keys() else None
+    if counted and told and counted != told:
+        raise Contradiction(
+            f"the layers of batch norm counted {counted} local steps, and those told are {told}: "
+            "epochs, batch size or the number of samples is not as told"
+        )
+    if reason:
+        assumed.append(f"batch norm's running statistics are not used: {reason}")
+    return replace(update, statistics=found)
 
 
 def refuse_unfollowed(loss: str, optimiser: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from gleak import risk
-from gleak.answers import Answer, Share, Verdict, advice, known_words
+from gleak.answers import EXACT, Answer, Share, Verdict, advice, known_words
 from gleak.data import Batch
 from gleak.figures import STYLE, show_image
 from gleak.provenance import provenance
@@ -23,7 +23,13 @@ QUESTIONS = {
     "images": "Does something of the images leak?",
     "pixels": "Does every pixel of an image leak?",
 }
+NAMES = {
+    "labels": "the labels",
+    "images": "something of the images",
+    "pixels": "every pixel of an image",
+}
 KINDS = {Verdict.LEAKS: "leaks", Verdict.NOT_FOUND: "unknown", Verdict.CANNOT: "cannot"}
+LOOKS = ("nothing to see", "coarse shapes", "recognisable")  # a restored image, by its grade
 MOST_SHOWN = 12  # images on a page
 
 # -- words ----------------------------------------------------------------------------------------
@@ -154,12 +160,10 @@ def tried(report: Report) -> pd.DataFrame:
         {
             "": entry["name"],
             "search": one["search"],
-            "iterations": one["iterations"],
-            "starts": one["starts"],
             "best for": one["best_for"],
-            "way": one["way"] or "not run: see the answers",
+            "way": one["way"] or "not run: as another one here, or see the answers",
             "fell back from": one["fell_back"] or "nothing",
-            "seconds": entry["seconds"],
+            "seconds, together": entry["seconds"],
         }
         for entry in as_json(report)["settings"]
         for one in entry["tried"]
@@ -257,14 +261,18 @@ def parts(report: Report) -> list[Part]:
     images, others = plan.size * plan.batches, len(plan.all_settings) > 1
     found: list[Part] = [
         page.paragraph(
-            f"A client's round was played {plan.batches} times, with {plan.size} images each "
-            f"({images} in all), and what the client sends was attacked. The attacks see the "
-            "update alone; images and labels only score what came back."
+            f"A client with {plan.size} images trains {page.short(plan.model, 60)} for "
+            f"{plan.epochs} epoch{'s'[: plan.epochs > 1]} of {plan.batch_size or plan.size} images "
+            f"a step, at a learning rate of {plan.lr:g}, and sends its weights. That was played "
+            f"{plan.batches} times, with other images each time ({images} in all). The attacks see "
+            "what is sent, and nothing else; images and labels only score what came back."
         ),
+        page.facts(in_a_minute(report), "What came of it, in a minute"),
         page.section(
-            "In short", *(boxed(subject, answers[YOURS][subject]) for subject in QUESTIONS)
+            "The answers",
+            *(boxed(report, subject, answers[YOURS][subject]) for subject in QUESTIONS),
+            known_box(report),
         ),
-        page.section("Known without any picture", page.bullets(known(report))),
         page.section(
             "What the server reads of the labels",
             page.table(labels(report), "Labels of each batch that each rule has right"),
@@ -278,9 +286,66 @@ def parts(report: Report) -> list[Part]:
     return found
 
 
-def boxed(subject: str, answer: Answer) -> Html:
+def in_a_minute(report: Report) -> dict[str, str]:
+    """Each kind of answer, and what it was given on."""
+    answers = report.answers[YOURS]
+    kinds: dict[str, list[str]] = {
+        "leaks": ["label counts or features, without any picture"] * knows(report),
+        "not found, with this effort": [],
+        "cannot leak": [],
+        "was not attacked": [],
+    }
+    words = {
+        Verdict.LEAKS: "leaks",
+        Verdict.NOT_FOUND: "not found, with this effort",
+        Verdict.CANNOT: "cannot leak",
+    }
+    for subject, answer in reversed(answers.items()):
+        kind = words[answer.verdict] if answer.attacked else "was not attacked"
+        kinds[kind].insert(0, NAMES[subject])
+    return {kind: "; ".join(found) or "nothing" for kind, found in kinds.items()}
+
+
+def knows(report: Report) -> bool:
+    """Whether something is known exactly of the training that was asked for, without pictures."""
+    rows = report.of(YOURS)
+    names = ("at_least", "features", "statistics")
+    return any(rows[f"known {name}"].fillna(0).gt(0).any() for name in names)
+
+
+def known_box(report: Report) -> Html:
+    """What the server knows without restoring any image, which is a leak of its own."""
+    found = knows(report)
+    return page.verdict(
+        "leaks" if found else "unknown",
+        f"Is something known exactly, without any picture? {'Yes' if found else 'Nothing found'}",
+        page.bullets(known(report)),
+    )
+
+
+def elsewhere(report: Report, subject: str) -> str:
+    """A word on other ways of training that leak what this one did not show; else empty."""
+    answers = report.answers
+    if answers[YOURS][subject].verdict is not Verdict.NOT_FOUND:
+        return ""
+    leaking = [
+        name
+        for name in report.plan.settings
+        if name != YOURS and answers[name][subject].verdict is Verdict.LEAKS
+    ]
+    if not leaking:
+        return ""
+    return (
+        f"They do leak with: {', '.join(leaking)} (see below). Ways to train differ little in what "
+        "they give away, so take that as a warning."
+    )
+
+
+def boxed(report: Report, subject: str, answer: Answer) -> Html:
     """One answer that stands out."""
-    more = [page.paragraph(f"A stronger attack would need: {answer.stronger}.")] * bool(
+    warning = elsewhere(report, subject)
+    more = [page.paragraph(page.strong(warning))] * bool(warning)
+    more += [page.paragraph(f"A stronger attack would need: {answer.stronger}.")] * bool(
         answer.stronger
     )
     because = answer.because.removesuffix(".")
@@ -310,7 +375,7 @@ def gallery(report: Report) -> list[Part]:
     images, alts, captions = [], [], []
     for batch, index, row in shown:
         name = page.short(batch.names[index], 40)
-        words = f"{row['psnr']:.1f} dB, {risk.GRADES[row['grade']]}"
+        words = f"{LOOKS[row['grade']]}, {row['psnr']:.1f} dB"
         images.append(beside(batch.images[index], page.pixels(row["picture"])))
         alts.append(f"An image of {name}, and on its right what was restored of it: {words}.")
         captions.append(f"{name}: {words}")
@@ -321,7 +386,11 @@ def gallery(report: Report) -> list[Part]:
         else ("All images")
     )
     return [
-        page.paragraph(f"{words}: on the left the client's, on the right what was restored."),
+        page.paragraph(
+            f"{words}: on the left the client's, on the right what was restored. dB say how near "
+            f"they are: a picture of one colour often has 10 to 18, at {EXACT:.0f} no eye sees a "
+            "difference."
+        ),
         page.gallery(images, alts, captions),
     ]
 
@@ -362,7 +431,10 @@ def effort(report: Report) -> list[Part]:
             f"attacks together took {seconds:,.0f} seconds. Every defence was attacked by somebody "
             "who knows it."
         ),
-        page.table(tried(report), "Searches, the way they went, and what they fell back from"),
+        page.folded(
+            "Every search",
+            page.table(tried(report), "Searches, the way they went, and what they fell back from"),
+        ),
     ]
 
 
