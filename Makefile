@@ -7,6 +7,8 @@ VENV := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+# Where bytecode is not kept, each of the many processes compiles torch and the rest anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup reproduce book pdf slides test lint lock clean
 
