@@ -7,10 +7,10 @@ VENV := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-# Where bytecode is not kept, each of the many processes compiles torch and the rest anew, for seconds.
+# Where no bytecode is kept, each of many processes compiles torch and all else, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup reproduce book pdf slides test lint lock clean
+.PHONY: help setup reproduce book pdf slides test suite lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -28,7 +28,7 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 	@touch $@
 
 # Every number anew, none kept from an earlier run.
-reproduce test: export GLEAK_GRID = fresh
+reproduce test suite: export GLEAK_GRID = fresh
 
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
 	$(VENV) -m gleak execute --force --profile $(PROFILE)
@@ -43,7 +43,10 @@ pdf: setup  ## print the book into _build/gleak.pdf (needs Chromium); make book 
 slides: setup  ## make an hour's slides from the chapters, into _build/slides.html
 	$(VENV) -m gleak slides
 
-test: setup lint  ## run all tests: package, chapters on other data and as committed, book
+test: setup  ## run all tests: package, chapters on other data and as committed, book
+	$(MAKE) --no-print-directory --jobs 2 lint suite
+
+suite: setup
 	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --numprocesses 2 \
 		--dist loadfile --no-loadscope-reorder tests gleak notebooks
 

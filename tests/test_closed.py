@@ -128,7 +128,7 @@ def test_a_network_is_peeled_alike_however_it_is_written(way):
 
 
 def test_the_images_found_are_the_same_however_the_network_is_written():
-    batch = small([0, 1, 3])
+    batch = small([0])
     plain, other = (
         gleak.invert(
             gleak.fedsgd(written(kind), batch, training=False),
