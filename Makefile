@@ -7,8 +7,10 @@ VENV := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+# Where no bytecode is kept, each of many processes compiles torch and all else, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup reproduce book pdf slides examples test lint lock clean
+.PHONY: help setup reproduce book pdf slides examples test suite lint lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -26,7 +28,7 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 	@touch $@
 
 # Every number anew, none kept from an earlier run.
-reproduce test: export GLEAK_GRID = fresh
+reproduce test suite: export GLEAK_GRID = fresh
 
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
 	$(VENV) -m gleak execute --force --profile $(PROFILE)
@@ -44,7 +46,10 @@ slides: setup  ## make an hour's slides from the chapters, into _build/slides.ht
 examples: setup  ## make the reports that the book shows, from what their attacks found
 	$(VENV) book/examples/make.py
 
-test: setup lint  ## run all tests: package, chapters on other data and as committed, book
+test: setup  ## run all tests: package, chapters on other data and as committed, book
+	$(MAKE) --no-print-directory --jobs 2 lint suite
+
+suite: setup
 	$(VENV) -m pytest -m "slow or not slow" --nbval-lax --numprocesses 2 \
 		--dist loadfile --no-loadscope-reorder tests gleak notebooks
 

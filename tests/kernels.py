@@ -16,9 +16,10 @@ import threading
 from pathlib import Path
 
 # What chapters import, most of it by way of gleak.
-IMPORTED = ["ipykernel.kernelapp", "IPython.display", "jedi", "matplotlib.pyplot", "myst_nb"]
-IMPORTED += ["pandas", "scipy.optimize", "scipy.stats", "torch.func", "torch.utils.flop_counter"]
-IMPORTED += ["torchmetrics.functional.image", "torchvision", "yaml"]
+IMPORTED = ["docutils.nodes", "ipykernel.kernelapp", "IPython.display", "jedi", "matplotlib.pyplot"]
+IMPORTED += ["matplotlib_inline.backend_inline", "myst_nb.ext.glue", "pandas", "safetensors.torch"]
+IMPORTED += ["scipy.optimize", "scipy.stats", "sklearn.datasets", "torch.func"]
+IMPORTED += ["torch.utils.flop_counter", "torchmetrics.functional.image", "torchvision", "yaml"]
 
 
 class Kernels:

@@ -136,6 +136,8 @@ def test_an_image_that_weights_give_away_needs_no_search(batch):
 
 def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch):
     """They used to end, without a word, after 100 steps that were meant as a first guess."""
+    images = nn.functional.avg_pool2d(batch.images, 2)
+    batch = gleak.Batch(images, batch.labels, batch.class_names)
     update = gleak.fedavg(gleak.build_model("lenet", batch, seed=1), batch, epochs=4, lr=0.05)
     psnr = {}
     for update_model in (None, "unrolled", "equivalent"):

@@ -514,7 +514,7 @@ def test_images_one_by_one_from_weights_in_the_middle_of_the_way():
 
 def test_small_batches_on_a_trained_network_are_restored_with_certainty():
     pool = gleak.load_pool("imagenet-crops")
-    model = gleak.trained_model("convnet", "imagenet-crops", steps=60, seed=3, width=16)
+    model = gleak.trained_model("convnet", "imagenet-crops", steps=60, seed=3, width=8)
     for seed in range(3):
         batch = gleak.draw_batch(pool, 4, alpha=0.3, seed=seed)
         found = gleak.label_posterior(gleak.fedsgd(model, batch))

