@@ -5,6 +5,8 @@ Attacks on trained networks need trained networks; see `gleak.pools` for the ima
 
 import hashlib
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,23 @@ from gleak.storage import cache_folder, whole
 
 def train(model: nn.Module, pool: Batch, *, steps: int, seed: int = 0, lr: float = 1e-3) -> None:
     """Train the model in place: Adam on random batches of 64, mean cross-entropy, `steps` steps."""
+    for _ in islice(training_of(model, pool, seed=seed, lr=lr), steps):
+        pass
+
+
+def training_of(
+    model: nn.Module, pool: Batch, *, seed: int = 0, lr: float = 1e-3
+) -> Iterator[nn.Module]:
+    """The model, trained in place as by `train`, after each step; without end."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
-    for _ in range(steps):
+    while True:
         chosen = torch.randint(len(pool), (64,), generator=generator)
         optimizer.zero_grad()
         F.cross_entropy(model(pool.images[chosen]), pool.labels[chosen]).backward()
         optimizer.step()
+        yield model
 
 
 def trained_model(name: str, pool: str, *, steps: int, seed: int = 0, **options: Any) -> nn.Module:

@@ -229,7 +229,8 @@ class Gleak(Attack):
             if best is None or distance < nearest:
                 best, nearest = found, distance
             options = replace(options, start=found.images)
-            last = last or not found.finished
+            # images that explain less of the update than none would tell nothing of the drift
+            last = last or not found.finished or (not peeled and distance > 1)
         if not closed and found.finished:
             raise MissingKnowledge("it hides the features of single images")
         assert best is not None

@@ -125,11 +125,24 @@ def features_at_once(
             return np.full(size * classes + classes, 1e3)
         return np.concatenate([error.ravel(), 10 * (guess.mean(0) - mean_softmax)])
 
-    def slope(flat: np.ndarray) -> LinearOperator:
-        """Of the residual, K N numbers to K^2, by products of a cost of K^2 N."""
+    def parts(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the slope is made of: inverse (K, K), softmax and logits without bias (K, N)."""
         mix = flat.reshape(size, size)
-        inverse, scores = np.linalg.inv(mix.T), logits_of(mix)
-        p, scores = softmax(scores, axis=1), scores - bias
+        logits = logits_of(mix)
+        return np.linalg.inv(mix.T), softmax(logits, axis=1), logits - bias
+
+    def dense_slope(flat: np.ndarray) -> np.ndarray:
+        """Of the residual by the mix, (K N + N, K^2)."""
+        inverse, p, scores = parts(flat)
+        by_mix = p[:, :, None] * ((p @ scores.T)[:, None] - scores.T)
+        error = by_mix[..., None] * inverse[:, None, None]  # (K, N, K, K)
+        error[range(size), :, range(size)] -= columns
+        of_mean = np.broadcast_to(10 / size * columns[:, None], (classes, size, size))
+        return np.concatenate([error.reshape(-1, size**2), of_mean.reshape(-1, size**2)])
+
+    def slope(flat: np.ndarray) -> LinearOperator:
+        """The same, K N numbers to K^2, by products of a cost of K^2 N."""
+        inverse, p, scores = parts(flat)
 
         def by_logits(change: np.ndarray) -> np.ndarray:
             return p * (change - (p * change).sum(1, keepdims=True))
@@ -148,7 +161,7 @@ def features_at_once(
         shape = (size * classes + classes, size * size)
         return LinearOperator(shape, matvec=ahead, rmatvec=back, dtype=float)
 
-    how: dict[str, Any] = {"max_nfev": 200}
+    how: dict[str, Any] = {"max_nfev": 200, "jac": dense_slope}
     if size > DENSE:
         within = {"atol": 1e-10, "btol": 1e-10, "maxiter": 500}
         how = {"max_nfev": 40, "jac": slope, "tr_solver": "lsmr", "tr_options": within}
