@@ -53,6 +53,8 @@ from gleak.labels.tolerance import FLOAT32, scaled
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
+CLEAR = 40  # times the spread of zeros, which channels differ in, above which a value is none
+APART = 10  # times the least change of a round, beyond which the next ones lead away
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -295,13 +297,13 @@ def through_norm_behind(
     norm, standard = part.norm, part.norm.inverse(place.values)
     least, zero = zeros_of(standard, place.deviation, norm)
     slope = (place.whole_slope - norm.absorbed(standard)) * norm.weight
-    told = zero.sum((0, 2, 3)) >= SOME * zero[:, 0].numel()
+    told = zero.sum((0, 2, 3)) >= max(SOME * zero[:, 0].numel(), 2)  # the least one always is
     deviation = (slope * ~zero).sum((0, 2, 3)) / sent.of(layer.conv.bias)
     told &= deviation.isfinite() & (deviation > 0)
     deviation = deviation.where(told, 1.0)[:, None, None]
     active = ~zero & told[:, None, None]
     observed = part.gradient * told[:, None, None, None]
-    before, rounds = Standard(standard, deviation), Rounds(sent.rounding)
+    before, rounds, least_change = Standard(standard, deviation), Rounds(sent.rounding), math.inf
     for _ in range(ROUNDS):
         inner = slope * active / deviation
         inputs = solve_inputs([(layer.conv, inner, observed)], shapes[0])
@@ -309,10 +311,14 @@ def through_norm_behind(
         after = norm.standardise(outputs.relu())
         deviation, observed = after.deviation, part.gradient
         active = torch.where(told[:, None, None], ~zero, outputs > 0)
-        if rounds.over(norm.change(before, after)):
+        change = norm.change(before, after)
+        if change < least_change:
+            least_change, best = change, (slope * active / deviation, inputs)
+        # rounding may drive the two apart again
+        if rounds.over(change) or change > APART * least_change:
             break
         before = after
-    return Place(pull_back(layer.conv, slope * active / deviation, inputs), inputs)
+    return Place(pull_back(layer.conv, *best), best[1])
 
 
 def zeros_of(
@@ -320,14 +326,14 @@ def zeros_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What zero became in each channel (C, 1, 1) of a norm behind a ReLU, and where it was zero.
 
-    standard: (K, C, H, W), standardised. error: of the norm's outputs, if that is known. Most
-    channels have many zeros, and their spread shows the noise.
+    standard: (K, C, H, W), standardised. error: of the norm's outputs, if that is known. Many
+    channels have some zeros, and their spread shows the noise.
     """
     ordered = standard.transpose(0, 1).flatten(1).sort(dim=1).values
-    inner = ordered[:, int(SOME * ordered.shape[1])]
-    noise = (inner - ordered[:, 0]).median()
+    inner = ordered[:, max(int(SOME * ordered.shape[1]), 1)]
+    noise = (inner - ordered[:, 0]).quantile(0.25)
     least = torch.minimum(inner, ordered[:, 0] + noise)[:, None, None]
-    bar = (3 * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
+    bar = (CLEAR * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
     if error is not None:
         bar = bar.maximum(SURE * (error / norm.weight).abs())
     return least, standard - least <= bar
