@@ -18,7 +18,6 @@ from gleak.study import recorded
 from gleak.study.experiments import trained as experiment
 from gleak.study.runner import run_grid
 
-
 # K, mode of batch norm, format in which the client computes: the short cells first
 CELLS = [
     (4, "eval", "float32"),
