@@ -261,6 +261,7 @@ def test_lbfgs_goes_on_where_losses_are_rounding():
     ]
     reached = [gleak.score(run.images, small.images)["psnr"].mean() for run in runs]
     assert sorted(reached)[1] > 60
+    assert {run.images.dtype for run in runs} == {torch.float32}  # though searched in float64
     lowest = sorted(run.history["loss"].min() for run in runs)
     assert lowest[1] < 1e-12  # where torch's own tolerances, left alone, end it above 1e-10
     assert max(len(run.history) for run in runs) <= 15 * 20

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from gleak.inversion.closed.chain import trace
 from gleak.inversion.closed.known import Sent
 from gleak.inversion.closed.relu import put_on_bound
 from gleak.inversion.closed.start import hidden_start
+from gleak.inversion.objective import spread_of
 from gleak.study.experiments.trained import digits, network
 from gleak.training import accuracy, train
 
@@ -30,10 +33,10 @@ def net(clients):
     return net.eval()
 
 
-def sent(net, clients, size, dtype, seed=1):
+def sent(net, clients, size, dtype, seed=1, training=False):
     batch = gleak.draw_batch(clients, size, seed=seed)
     net = copy.deepcopy(net).to(dtype)
-    return batch, gleak.fedsgd(net, batch, training=False)
+    return batch, gleak.fedsgd(net, batch, training=training)
 
 
 def errors(peeled, batch):
@@ -60,6 +63,22 @@ def test_peeled_to_the_output_of_the_second_pooling(net, clients, size, dtype, a
     assert peeled.sharp and peeled.started == "Linear (layer 21 of 26)"
     assert "from Linear (layer 21 of 26)" in str(peeled)
     assert peeled.ended.startswith("MaxPool2d (layer 13 of 26)")
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-8), (torch.float32, 1e-2)])
+def test_train_mode_of_few_values_is_peeled_as_far(net, clients, dtype, allowed):
+    """Where the convolutions end a channel has four values, of which none may be zero."""
+    batch, update = sent(net, clients, 4, dtype, training=True)
+    peeled = peel(update, batch.label_counts)
+    assert peeled.activations.shape == (4, 96, 5, 5)
+    assert errors(peeled, batch).max() < allowed
+
+
+def test_batch_norm_of_single_values_is_compared_with_as_many_gray_images():
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 4), torch.nn.BatchNorm2d(3))
+    peeled: Any = SimpleNamespace(trunk=trunk, activations=torch.full((2, 3, 1, 1), 2.0))
+    update: Any = SimpleNamespace(input_shape=(1, 4, 4))
+    torch.testing.assert_close(spread_of(peeled, update), torch.full((2, 1, 1, 1), 4.0))
 
 
 def test_an_image_beats_its_thumbnail(net, clients):

@@ -19,13 +19,14 @@ from gleak.study.displays import (
     labels_fedsgd,
     labels_trained,
     same_label,
+    trained,
     training_stage,
     wrong_label,
 )
 
 DISPLAYS = (
     first_leak, imagenet, images_fedavg, images_fedsgd, ingredients, labels_fedavg, labels_fedsgd,
-    labels_trained, same_label, training_stage, wrong_label,
+    labels_trained, same_label, trained, training_stage, wrong_label,
 )  # fmt: skip
 RESULTS = chapters.root() / "book" / "results"
 SEEDS = range(6)
@@ -354,6 +355,20 @@ def test_stages_of_training(said, share, psnr, units, grade):
     assert grades(named) == [grade] * 4
     assert [where.stage for where, _ in named[1]] == ["untrained"] * 2 + ["trained"] * 2
     assert [where.update for where, _ in named[1]] == ["FedSGD", "FedAvg"] * 2
+
+
+@pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
+def test_recorded_networks_with_batch_norm(said, _, psnr, units, grade):
+    runs = image_runs(psnr, units, ["gleak"], format="float32", K=4, accuracy=0.96)
+    stored = pd.concat(runs.assign(mode=mode) for mode in ("eval", "train"))
+    trained.verdict_on_trained(stored)
+    (verdict,) = said
+    assert verdict[0] == [2, 6]
+    assert grades(verdict, "any") == [grade] * 2 and grades(verdict) == [OPEN] * 2
+    assert [where.stage for where, _ in verdict[1]] == ["trained"] * 2
+    told = trained.numbers(stored)
+    assert (told["deep_networks"], told["deep_train_float32_4"]) == (units, psnr)
+    assert list(trained.claims(stored).values()) == [True, psnr > 20]
 
 
 @pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)

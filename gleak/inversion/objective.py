@@ -160,7 +160,8 @@ def spread_of(peeled: Peeled, update: Update) -> torch.Tensor:
     """
     known = peeled.activations
     with torch.no_grad():
-        gray = peeled.trunk(torch.full((1, *update.input_shape), 0.5).to(known))
+        # as many as the client had: batch norm in train mode takes no single value
+        gray = peeled.trunk(torch.full((len(known), *update.input_shape), 0.5).to(known))
         away = (known - gray).square().flatten(1).mean(1)
     return away.view(-1, *[1] * (known.ndim - 1))
 

@@ -6,7 +6,8 @@ iterations (`inverting-gradients`, as its code for ImageNet has), 20,000 from ea
 `iterations` and `restarts`. What differs from the papers otherwise:
 
 `dlg`, `idlg`: steps are looked for along a line, which the authors' code does not do. Full steps
-from the beginning leap into saturated sigmoids from some starts, where every gradient is zero.
+from the beginning leap into saturated sigmoids from some starts, where every gradient is zero. And
+they are searched in float64: see `GradientMatching.needs_digits`.
 
 `gradinversion`: its paper sums the norms of the differences layer by layer; the distance here is
 relative and squared, so weights are not the paper's numbers. Registration is by whole pixels, and

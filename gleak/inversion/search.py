@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from gleak.inversion.attack import GradientMatching, Options
 
 ARMIJO = 1e-4  # of the fall that its slope promises, what torch's line search asks of a step
-MEMORY = 100  # steps from which L-BFGS knows the curvature; as in the code of its papers
+# Steps from which L-BFGS knows the curvature: 100 in the code of its papers. Older ones are worth
+# keeping where rounding does not hide what they tell.
+MEMORY = {torch.float32: 100, torch.float64: 200}
+# Relative loss below which float32's rounding hides from a line search which of two is lower.
+CLOSE = (2 * torch.finfo(torch.float32).eps / ARMIJO) ** 2
 # torch's L-BFGS learns nothing from a step along which the gradient changed by less than 1e-10, an
 # absolute number. Relative losses in float32 end near (2^-23)^2 = 1.4e-14: times this, above it.
 STEEPER = 2.0**20
@@ -298,19 +302,19 @@ class Search:
     ) -> None:
         """L-BFGS: iterations x evaluations for each restart; one restart after the other.
 
-        Each step is looked for along a line, as long as rounding lets losses be compared there;
-        then full steps go on. It ends where as many evaluations as it remembers find nothing lower.
+        Each step is looked for along a line, until it is close; then full steps go on. It ends
+        where as many evaluations as it remembers find nothing lower.
         """
         attack = self.attack
         budget = attack.iterations * attack.evaluations
-        rounding = (2 * torch.finfo(inputs[0].dtype).eps / ARMIJO) ** 2
+        memory = MEMORY.get(inputs[0].dtype, 100)
         for restart in range(kept.get("restart", 0), len(inputs[0])):
             one = [t[restart : restart + 1].detach().clone().requires_grad_() for t in inputs]
             optimizer = torch.optim.LBFGS(
                 one,
                 lr=attack.lr,
                 max_eval=budget,
-                history_size=MEMORY,
+                history_size=memory,
                 tolerance_grad=0,
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
@@ -342,9 +346,9 @@ class Search:
                 return STEEPER * found[0].sum()
 
             try:
-                while not losses or len(losses) - losses.index(min(losses)) <= MEMORY:
+                while not losses or len(losses) - losses.index(min(losses)) <= memory:
                     optimizer.step(closure)  # of up to twenty iterations
-                    if min(losses) < rounding:
+                    if min(losses) < CLOSE:
                         group["line_search_fn"] = None
                     if self.page.due():
                         self.page.write(

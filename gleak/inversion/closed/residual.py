@@ -53,6 +53,8 @@ from gleak.labels.tolerance import FLOAT32, scaled
 ROUNDS = 40  # between the slope and the input of a batch norm; each gains about a digit
 SMALL = 1e-5  # change in a round, below which one that is not half the last is rounding
 SOME = 1 / 8  # of the values behind a ReLU: fewer zeros than that may be none
+CLEAR = (40, 300)  # times the spread of most zeros; images with faint slopes have a wider one
+APART = 10  # times the least change of a round, beyond which the next ones lead away
 AGREES = 2e-3  # relative error of the features below which a block's input is right
 
 
@@ -292,45 +294,75 @@ def through_norm_behind(
     if layer.conv.bias is None:
         raise ArithmeticError("without a bias before it nothing tells the deviation that it took")
     part = Part(layer.conv, layer.norm, sent, shapes[0])
-    norm, standard = part.norm, part.norm.inverse(place.values)
-    least, zero = zeros_of(standard, place.deviation, norm)
-    slope = (place.whole_slope - norm.absorbed(standard)) * norm.weight
-    told = zero.sum((0, 2, 3)) >= SOME * zero[:, 0].numel()
-    deviation = (slope * ~zero).sum((0, 2, 3)) / sent.of(layer.conv.bias)
+    standard = part.norm.inverse(place.values)
+    slope = (place.whole_slope - part.norm.absorbed(standard)) * part.norm.weight
+    least = math.inf
+    for clear in CLEAR:
+        zero = zeros_of(standard, place.deviation, part.norm, clear)
+        change, *found = in_front_of_zeros(part, standard, slope, zero, sent.of(layer.conv.bias))
+        if change < least:
+            least, best = change, found
+        if least < AGREES:
+            break
+    return Place(pull_back(layer.conv, *best), best[1])
+
+
+def in_front_of_zeros(
+    part: Part,
+    standard: torch.Tensor,
+    slope: torch.Tensor,
+    zero: torch.Tensor,
+    bias_gradient: torch.Tensor,
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """What is known in front of a convolution, the zeros that the ReLU behind it left given.
+
+    standard: (K, M, H, W) behind the ReLU, standardised. slope: there, times the deviation.
+    bias_gradient: (M,) of the convolution.
+
+    Returns the change of the standardised values in the best round, relative: small where the zeros
+    are right; the slope at the convolution's output, and its input.
+    """
+    norm = part.norm
+    told = zero.sum((0, 2, 3)) >= max(SOME * zero[:, 0].numel(), 2)  # the least one always is
+    deviation = (slope * ~zero).sum((0, 2, 3)) / bias_gradient
     told &= deviation.isfinite() & (deviation > 0)
     deviation = deviation.where(told, 1.0)[:, None, None]
     active = ~zero & told[:, None, None]
     observed = part.gradient * told[:, None, None, None]
-    before, rounds = Standard(standard, deviation), Rounds(sent.rounding)
+    before, rounds, least = Standard(standard, deviation), Rounds(norm.rounding), math.inf
     for _ in range(ROUNDS):
         inner = slope * active / deviation
-        inputs = solve_inputs([(layer.conv, inner, observed)], shapes[0])
-        outputs = double(layer.conv, inputs)
+        inputs = solve_inputs([(part.conv, inner, observed)], part.entering)
+        outputs = double(part.conv, inputs)
         after = norm.standardise(outputs.relu())
         deviation, observed = after.deviation, part.gradient
         active = torch.where(told[:, None, None], ~zero, outputs > 0)
-        if rounds.over(norm.change(before, after)):
+        change = norm.change(before, after)
+        if change < least:
+            least, best = change, (slope * active / deviation, inputs)
+        if rounds.over(change) or change > APART * least:  # rounding may drive the two apart again
             break
         before = after
-    return Place(pull_back(layer.conv, slope * active / deviation, inputs), inputs)
+    return least, *best
 
 
 def zeros_of(
-    standard: torch.Tensor, error: torch.Tensor | None, norm: Norm
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What zero became in each channel (C, 1, 1) of a norm behind a ReLU, and where it was zero.
+    standard: torch.Tensor, error: torch.Tensor | None, norm: Norm, clear: float
+) -> torch.Tensor:
+    """Where values (K, C, H, W) behind a ReLU and a norm were zero.
 
-    standard: (K, C, H, W), standardised. error: of the norm's outputs, if that is known. Most
-    channels have many zeros, and their spread shows the noise.
+    standard: the values, standardised. error: of the norm's outputs, if that is known. Many
+    channels have some zeros, and their spread shows the noise. clear: times that, beyond which a
+    value is none.
     """
     ordered = standard.transpose(0, 1).flatten(1).sort(dim=1).values
-    inner = ordered[:, int(SOME * ordered.shape[1])]
-    noise = (inner - ordered[:, 0]).median()
+    inner = ordered[:, max(int(SOME * ordered.shape[1]), 1)]
+    noise = (inner - ordered[:, 0]).quantile(0.25)
     least = torch.minimum(inner, ordered[:, 0] + noise)[:, None, None]
-    bar = (3 * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
+    bar = (clear * noise).maximum(scaled(1e-5, norm.rounding) * (standard - least).amax())
     if error is not None:
         bar = bar.maximum(SURE * (error / norm.weight).abs())
-    return least, standard - least <= bar
+    return standard - least <= bar
 
 
 def tell_output(layer: ResidualBlock | NormedConv, place: Place, sent: Sent) -> Place:

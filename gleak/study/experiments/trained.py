@@ -1,4 +1,4 @@
-"""Images back from a trained network with batch norm and max-pooling, in eval mode.
+"""Images back from a trained network with batch norm and max-pooling.
 
 The network: [convolution 3x3 without padding, ReLU, batch norm] six times, a max-pooling of 2
 behind the second and the fourth, then three fully connected layers. It is trained on the server's
@@ -7,13 +7,16 @@ half of MNIST; the batches are of the clients' half.
 
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
-import itertools
+import copy
+import math
+from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import gleak
+from gleak.study.experiments.networks import batch_seed
 from gleak.training import accuracy, train
 
 CHANNELS = (32, 64, 128, 128, 64, 64)
@@ -45,29 +48,32 @@ def digits(part: str) -> gleak.Batch:
     return gleak.Batch(images, pool.labels, pool.class_names, pool.dataset)
 
 
-def restored(
-    seed: int, format: str, *, sizes: list[int], steps: int, batches: int, iterations: int | None
-) -> list[dict]:
-    """A row for each image of some batches: PSNR in dB of what `gleak` finds, and beside it.
-
-    seed: of the network, its training and the batches. format: in which the client computes.
-    sizes: K of the batches.
-    """
-    net, clients = network(seed=seed), digits("client")
+@lru_cache(maxsize=16)
+def trained(seed: int, steps: int) -> tuple[nn.Sequential, float]:
+    """The network after so many steps, and the share of the clients' digits that it names right."""
+    net = network(seed=seed)
     train(net, digits("server"), steps=steps, seed=seed)
-    known = accuracy(net, clients)
-    net = net.to(FORMATS[format]).eval()
+    return net, accuracy(net, digits("client"))
+
+
+def restored(
+    seed: int, K: int, mode: str, format: str, *, steps: int, images: int, iterations: int | None
+) -> list[dict]:
+    """A row for each image of some batches of K: PSNR in dB of what `gleak` finds, and beside it.
+
+    seed: of the network, its training and the batches. mode: of batch norm, eval or train. format:
+    in which the client computes. images: in all batches together, at least.
+    """
+    net, known = trained(seed, steps)
+    net = copy.deepcopy(net).to(FORMATS[format])
     rows = []
-    for size, number in itertools.product(sizes, range(batches)):
-        batch = gleak.draw_batch(clients, size, seed=1000 * seed + number)
-        update = gleak.fedsgd(net, batch, training=False)
+    for number in range(math.ceil(images / K)):
+        batch = gleak.draw_batch(digits("client"), K, seed=batch_seed(seed, number))
+        update = gleak.fedsgd(net, batch, training=mode == "train")
         found = gleak.invert(
             update, batch.label_counts, "gleak", iterations=iterations, progress=False
         )
-        scores = gleak.score(found.images, batch.images)
-        about = {"K": size, "batch": number, "accuracy": known, "way": found.way}
-        columns = ["psnr", "thumb8", "mean_colour"]
-        rows += [
-            {**about, **row} for row in scores[columns].astype(float).to_dict(orient="records")
-        ]
+        scores = gleak.score(found.images, batch.images)[["psnr", "thumb8", "mean_colour"]]
+        about = {"batch": number, "accuracy": known, "way": found.way}
+        rows += [{**about, **row} for row in scores.astype(float).to_dict(orient="records")]
     return rows

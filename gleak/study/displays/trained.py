@@ -1,0 +1,63 @@
+"""Table, numbers, claims and verdict of the recorded networks with batch norm and max-pooling."""
+
+from typing import Any
+
+import pandas as pd
+
+from gleak.study import criterion
+from gleak.study.book import Row, verdict
+from gleak.study.verdicts import setting
+
+CELL = ["mode", "format", "K"]
+SCORES = ["psnr", "thumb8", "mean_colour"]
+
+
+def networks(stored: pd.DataFrame) -> pd.DataFrame:
+    """Means of each network in each cell: batches and images are averaged first."""
+    return stored.groupby([*CELL, "seed"], sort=False)[[*SCORES, "accuracy"]].mean()
+
+
+def cells(stored: pd.DataFrame) -> pd.DataFrame:
+    """Means over networks in each cell, with the lowest of them and the lowest image."""
+    means = networks(stored).groupby(CELL, sort=False)
+    table = means[SCORES].mean()
+    table.insert(1, "lowest network (dB)", means.psnr.min())
+    table.insert(2, "lowest image (dB)", stored.groupby(CELL, sort=False).psnr.min())
+    return table.rename_axis(["batch norm", "client computes in", "images, K"])
+
+
+def numbers(stored: pd.DataFrame) -> dict[str, Any]:
+    """What the text says: networks, their accuracy, and the means of each cell."""
+    accuracy = stored.groupby("seed").accuracy.first()
+    told: dict[str, Any] = {
+        "deep_networks": len(accuracy),
+        "deep_accuracy": accuracy.mean(),
+        "deep_least_accuracy": accuracy.min(),
+    }
+    for (mode, form, size), row in cells(stored).iterrows():
+        told |= {f"deep_{mode}_{form}_{size}": row.psnr, f"bar_{mode}_{form}_{size}": row.thumb8}
+    return told
+
+
+def claims(stored: pd.DataFrame) -> dict[str, bool]:
+    """What is claimed of the recorded runs."""
+    means = networks(stored)
+    ahead = (means.psnr - means.thumb8).groupby(CELL).min()
+    return {
+        "every network names 95 % of the clients' digits": bool(means.accuracy.min() >= 0.95),
+        "eval mode: images beat their thumbnails on every network": bool(
+            ahead.xs("eval", level="mode").min() > 0
+        ),
+    }
+
+
+def verdict_on_trained(stored: pd.DataFrame) -> None:
+    """Claims 2 and 6 for each cell; the paper's attack was not run on these networks."""
+    rows: list[Row] = []
+    for (mode, form, size), runs in stored.groupby(CELL, sort=False):
+        state = f"batch norm in {mode} mode"
+        words = f"recorded: {size} digits, six convolutions, {state}, trained, {form}"
+        where = setting(words, images=size, trained=True, more=f"with {state}")
+        found = criterion.image_columns(runs.assign(attack="gleak"), ["seed"])
+        rows.append((where, found))
+    verdict([2, 6], rows)
