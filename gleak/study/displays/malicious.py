@@ -20,7 +20,7 @@ def pictures(
             2, count, figsize=(1.05 * count + 0.4, 2.7), layout="constrained", squeeze=False
         )
         for column in range(count):
-            figures.show_image(axes[0, column], images[column])
+            figures.show_image(axes[0, column], images[column], "")
             restored = found[which[column]].clamp(0, 1)
             figures.show_image(axes[1, column], restored, f"{psnr[column]:.0f} dB")
         axes[0, 0].set_ylabel("original")
