@@ -1,4 +1,4 @@
-"""Chapter 11b: private training, late updates, and the same batch in several rounds."""
+"""Chapter 11c: private training, late updates, and the same batch in several rounds."""
 
 import pandas as pd
 import pytest

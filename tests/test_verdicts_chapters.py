@@ -21,12 +21,13 @@ from gleak.study.displays import (
     same_label,
     trained,
     training_stage,
+    transformers,
     wrong_label,
 )
 
 DISPLAYS = (
     first_leak, imagenet, images_fedavg, images_fedsgd, ingredients, labels_fedavg, labels_fedsgd,
-    labels_trained, same_label, trained, training_stage, wrong_label,
+    labels_trained, same_label, trained, training_stage, transformers, wrong_label,
 )  # fmt: skip
 RESULTS = chapters.root() / "book" / "results"
 SEEDS = range(6)
@@ -206,6 +207,14 @@ def test_photographs(said, share, psnr, units, grade):
     assert grades(said[2]) == [OPEN, OPEN, grade]
     assert said[3][0] == [2, 6]
     assert grades(said[3], "any") == [OPEN]
+
+
+@pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
+def test_a_photograph_in_a_transformer(said, _, psnr, units, grade):
+    transformers.verdict_on_images(image_runs(psnr, units, ("gleak",)), 224)
+    assert said[0][0] == [2]
+    assert grades(said[0], "any") == [grade]
+    assert grades(said[0]) == [OPEN]  # the paper's attack was not run
 
 
 def weights_runs(psnr, units, steps, cosine, images):

@@ -19,7 +19,7 @@ closed      what a gradient gives away in closed form
 """
 
 from gleak.inversion.attack import Attack, ClosedForm, GradientMatching, Options
-from gleak.inversion.closed import peel, spear
+from gleak.inversion.closed import embedded_image, peel, spear
 from gleak.inversion.distances import DISTANCES, cosine, flatten
 from gleak.inversion.gradients import local_gradient, simulate
 from gleak.inversion.invert import ATTACKS, invert, labels_of, list_attacks
@@ -53,6 +53,7 @@ __all__ = [
     "Simulation",
     "Term",
     "cosine",
+    "embedded_image",
     "equivalent",
     "flatten",
     "interrupts_pass",

@@ -1,5 +1,7 @@
 """The study's own attack: what the update gives away in closed form, and a search for the rest.
 
+A vision transformer with learnt positions gives a batch of one away at once, see `embedding`.
+
 One gradient: as many layers as there are closed forms for are peeled off, then images are searched
 for that have these activations, from a linear guess where those are many. Where a max-pooling ended
 the peeling, they tell its places, more layers follow, and a second search. Where nothing can be
@@ -18,7 +20,8 @@ import pandas as pd
 import torch
 
 from gleak.inversion.attack import DEFAULT, Attack, GradientMatching, Options, found_at_once
-from gleak.inversion.closed import Peeled, peel
+from gleak.inversion.closed import Patches, Peeled, embedded_image, peel
+from gleak.inversion.closed.embedding import missed_by
 from gleak.inversion.closed.peel import TOLERANCE, hidden_by_maxima, peel_behind
 from gleak.inversion.drift import classifier_drift, undrifted
 from gleak.inversion.linear import linear_guess
@@ -81,7 +84,19 @@ class Gleak(Attack):
         return Gleak(settings)
 
     def run(self, update: Update, labels: torch.Tensor, options: Options = DEFAULT) -> Inversion:
-        """Images for labels (K,), by the strongest way that there is.
+        """Images for labels (K,), by the strongest way that there is: patches, or the layers."""
+        reason: tuple[str, ...] = ()
+        try:
+            patches = embedded_image(update)
+            if patches is not None:
+                return of_patches(update, labels, patches)
+        except MissingKnowledge as error:
+            reason = (f"patch embedding: {error}",)
+        found = self.by_layers(update, labels, options)
+        return replace(found, fell_back=(*reason, *found.fell_back))
+
+    def by_layers(self, update: Update, labels: torch.Tensor, options: Options) -> Inversion:
+        """Images by peeling layers, or by matching.
 
         An update model of the options decides for weights: "equivalent" reads them as one gradient
         in the middle of the client's way, any other serves to undo the drift.
@@ -244,6 +259,18 @@ class Gleak(Attack):
 
     def __str__(self) -> str:
         return "gleak: what there is a closed form for, then a search for what is left"
+
+
+def of_patches(update: Update, labels: torch.Tensor, patches: Patches) -> Inversion:
+    """The image of the patch embedding; of a gradient, checked against all that was sent."""
+    found = found_at_once(patches.image, labels, f"closed form: {patches}")
+    if isinstance(update, WeightsUpdate):
+        return found
+    missed = missed_by(update, patches, labels)
+    if missed < LOOSE or not patches.restored.all():
+        return replace(found, way=f"{found.way}; its own gradient misses it by {missed:.0e}")
+    reason = f"its own gradient, with this label, misses what was sent by {missed:.0%}"
+    return replace(found, fell_back=(f"check: {reason}",))
 
 
 def of_many(

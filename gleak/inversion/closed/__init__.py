@@ -1,6 +1,7 @@
 """What a gradient gives away in closed form: activations, and sometimes images.
 
 branches  which of two inputs a unit had behind GELU and its like
+embedding the image that a vision transformer saw, from its patch embedding
 graph     the traced graph of a network
 chain     the network as a chain of layers
 groups    a convolution in groups, as so many convolutions
@@ -18,7 +19,8 @@ start     a hidden linear layer in place of the classifier
 solve     linear algebra that these share
 """
 
+from gleak.inversion.closed.embedding import Patches, embedded_image
 from gleak.inversion.closed.peel import Peeled, peel
 from gleak.inversion.closed.spear import exact_images, spear
 
-__all__ = ["Peeled", "exact_images", "peel", "spear"]
+__all__ = ["Patches", "Peeled", "embedded_image", "exact_images", "peel", "spear"]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from gleak.inversion.closed.chain import Step, Unknown, trace
+from gleak.inversion.closed.embedding import embedded_image
 from gleak.inversion.closed.known import Sent
 from gleak.inversion.closed.layers import find_row
 from gleak.inversion.closed.peel import peel
@@ -13,10 +14,16 @@ from gleak.update import MissingKnowledge, Update
 
 
 def exact_images(update: Update, counts: torch.Tensor) -> torch.Tensor:
-    """Images (K, C, H, W) by peeling the whole network, or from a first linear layer by SPEAR.
+    """Images (K, C, H, W) by peeling the whole network, or from its first layer: SPEAR for a linear
+    one, the patch embedding of a transformer.
 
-    Raises MissingKnowledge where neither is possible.
+    Raises MissingKnowledge where none of these is possible.
     """
+    patches = embedded_image(update)
+    if patches is not None:
+        if not patches.restored.all():
+            raise MissingKnowledge(f"no closed form for all of the image: {patches}")
+        return patches.image.to(update.classifier.weight)
     try:
         peeled = peel(update, counts)
         if peeled.is_image:

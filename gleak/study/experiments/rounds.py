@@ -1,4 +1,4 @@
-"""Chapter 11b: a network trained under differential privacy, attacked late and again and again."""
+"""Chapter 11c: a network trained under differential privacy, attacked late and again and again."""
 
 from collections.abc import Iterator
 from typing import Any
