@@ -153,7 +153,7 @@ def test_images_from_gradients(said, _, psnr, units, grade):
     for column in ("paper", "any"):
         assert grades(said[0], column) == [grade] * 5 + [OPEN]  # the page has one gradient
     found = [(where.batch, where.more) for where, _ in said[0][1][:4]]
-    assert ("few", "on LeNet with sigmoids") in found
+    assert ("few", "on the LeNet with sigmoids") in found
     assert ("many", "on the convnet") in found
     assert ("many", "on the convnet with repeated labels") in found
 
