@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gleak
-from gleak.inversion import labels_of, unrolled
+from gleak.inversion import Gleak, labels_of, unrolled
 from gleak.inversion.closed import peel
 from gleak.inversion.closed.relu import active_shares
 from gleak.inversion.drift import classifier_drift, undrifted
@@ -206,3 +206,14 @@ def test_shares_of_the_way_come_back(kind):
 
 def pull_back_weight(layer, inputs, slope):
     return torch.autograd.grad(layer(inputs), layer.weight, slope)[0]
+
+
+def test_what_was_peeled_before_is_not_peeled_again(batch, monkeypatch):
+    update = gleak.fedsgd(gleak.build_model("convnet", batch, seed=1, width=8), batch)
+    search = {"iterations": 3, "progress": False}
+    found = gleak.invert(update, batch.label_counts, "gleak", **search)
+    peeled = peel(update, batch.label_counts)
+    monkeypatch.setattr("gleak.inversion.own.peel", None)
+    again = gleak.invert(update, batch.label_counts, Gleak(peeled=peeled), **search)
+    assert found.way.startswith("matching what enters")
+    assert torch.equal(again.images, found.images)

@@ -68,10 +68,12 @@ STRONGEST = ("unrolled", "path", "sme")
 class Gleak(Attack):
     """Chooses by what the update offers; the result says which way it went.
 
-    settings: single settings that replace those of the searches it chooses from.
+    settings: single settings that replace those of the searches it chooses from. peeled: what the
+    gradient was peeled to before, where it was; else the attack does it.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
+    peeled: Peeled | None = field(default=None, repr=False)
 
     def override(self, **settings: Any) -> "Gleak":
         """With these settings besides; ValueError for those that no search has.
@@ -81,7 +83,7 @@ class Gleak(Attack):
         """
         settings = {**self.settings, **settings}
         GLEAK_GRADIENT.override(**settings)
-        return Gleak(settings)
+        return Gleak(settings, self.peeled)
 
     def run(self, update: Update, labels: torch.Tensor, options: Options = DEFAULT) -> Inversion:
         """Images for labels (K,), by the strongest way that there is: patches, or the layers."""
@@ -112,9 +114,9 @@ class Gleak(Attack):
         options = replace(options, update_model=options.update_model or equivalent)
         matching = GLEAK_GRADIENT.override(**self.settings)
         fell_back: tuple[str, ...] = ()
-        peeled = None
+        peeled = self.peeled
         try:
-            peeled = peel(update, counts_of(update, labels))
+            peeled = peeled or peel(update, counts_of(update, labels))
         except MissingKnowledge as error:
             if matching.features:
                 raise

@@ -8,7 +8,7 @@ import torch
 
 import gleak
 from gleak.data import Batch
-from gleak.inversion import Inversion
+from gleak.inversion import Attack, Inversion
 from gleak.update import GradientUpdate, Update
 
 # Of the shipped samples: images of eight classes of CIFAR-10, eight more that no setting was chosen
@@ -19,7 +19,7 @@ SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]
 
 
 def searched(
-    update: Update, counts: torch.Tensor, batch: Batch, attack: str, **settings: Any
+    update: Update, counts: torch.Tensor, batch: Batch, attack: str | Attack, **settings: Any
 ) -> tuple[Inversion, pd.DataFrame]:
     """What an attack finds in an update, and its scores against the client's batch.
 
