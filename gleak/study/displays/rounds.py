@@ -55,13 +55,15 @@ def stages_claims(frame: pd.DataFrame) -> dict[str, bool]:
 
 
 def by_rounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each noise, network, number of rounds and rule, with the share of labels right."""
+    """A row for each network, rule, and noise with a number of rounds: the labels right."""
     long = frame.melt(["z", "seed", "rounds"], list(RULES.values()), "rule", "labels right")
     names = {column: name(rule, "rule") for rule, column in RULES.items()}
     return long.assign(
         rule=long["rule"].map(names),
-        row=[f"{n} round{'s' * (n > 1)}" for n in long["rounds"]],
-        noise=[f"labels right, z = {z:g}" for z in long["z"]],
+        row=[
+            f"z = {z:g}, {n} round{'s' * (n > 1)}"
+            for z, n in zip(long["z"], long["rounds"], strict=True)
+        ],
     )
 
 
@@ -76,7 +78,6 @@ def rounds_dots(frame: pd.DataFrame) -> tuple[Figure, str]:
         row="row",
         value="labels right",
         series="rule",
-        panel="noise",
         ends=interval,
     )
 
