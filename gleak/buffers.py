@@ -15,7 +15,7 @@ from gleak.network import batch_norms
 
 RUNNING = ("running_mean", "running_var")
 COUNT = "num_batches_tracked"
-ROUNDED = {"rtol": 2**-8, "atol": 1e-6}  # to bfloat16
+ROUNDED = 2**-8  # relative error of bfloat16
 EXACT = (torch.float32, torch.float64)  # a momentum of 0.1 makes rounding ten times as coarse
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -36,7 +36,7 @@ def have_moved(model: nn.Module, sent: Mapping[str, torch.Tensor]) -> bool | Non
     if not layers:
         return None
     return any(
-        not torch.allclose(sent[f"{name}.{kind}"].to(before), before, **ROUNDED)
+        not torch.allclose(sent[f"{name}.{kind}"].to(before), before, rtol=ROUNDED, atol=1e-6)
         for name in layers
         for kind in RUNNING
         if (before := getattr(norms[name], kind)) is not None

@@ -663,8 +663,15 @@ class Update(ABC):
         trained = trained_weights(before, end, model, delta)
         if statistics is None:
             start = model.state_dict() if before is None else before
-            known = {"num_samples": num_samples, "input_shape": input_shape, "facts": facts}
-            statistics, _ = statistics_from(model, start, end, delta=delta, **known)
+            statistics, _ = statistics_from(
+                model,
+                start,
+                end,
+                num_samples=num_samples,
+                input_shape=input_shape,
+                facts=facts,
+                delta=delta,
+            )
         if not delta and is_a_difference(dict(model.named_parameters()), trained):
             raise Contradiction(
                 "`after` is near zero and far from the weights before, as a difference WT - W0 is: "

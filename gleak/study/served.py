@@ -276,14 +276,19 @@ def with_statistics(
     """
     if not buffers_in(after, update.model):
         return update
-    known = {"num_samples": update.num_samples, "input_shape": update.input_shape}
     own = update.model.state_dict()
     before, after = (
         named_tensors(tensors, own, dict(update.model.named_parameters()), "the file")
         for tensors in (before, after)
     )
     found, reason = statistics_from(
-        update.model, before, after, facts=update.facts, delta=delta, **known
+        update.model,
+        before,
+        after,
+        num_samples=update.num_samples,
+        input_shape=update.input_shape,
+        facts=update.facts,
+        delta=delta,
     )
     counted = steps_counted(update.model, after) if not delta else None
     told = update.local_steps if {"epochs", "batch_size"} <= update.facts.keys() else None
