@@ -138,7 +138,7 @@ def test_where_drift_hides_the_features_all_iterations_go_to_matching(batch):
     """They used to end, without a word, after 100 steps that were meant as a first guess."""
     images = nn.functional.avg_pool2d(batch.images, 2)
     batch = gleak.Batch(images, batch.labels, batch.class_names)
-    update = gleak.fedavg(gleak.build_model("lenet", batch, seed=1), batch, epochs=4, lr=0.05)
+    update = gleak.fedavg(gleak.build_model("lenet", batch, seed=1), batch, epochs=2, lr=0.1)
     psnr = {}
     for update_model in (None, "unrolled", "equivalent"):
         search = {"iterations": 104, "update_model": update_model, "progress": False}
