@@ -4,7 +4,7 @@
 
 Each row is one image: PSNR of what `gleak` finds, beside its 8x8 thumbnail and a flat colour. Cells
 are stored as they end, so an interrupted command goes on where it stopped; the file is written when
-all that were asked for are done. About eight minutes of CPU time for each network.
+all that were asked for are done. About six minutes of CPU time for each network.
 """
 
 import argparse

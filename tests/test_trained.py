@@ -78,7 +78,8 @@ def test_batch_norm_of_single_values_is_compared_with_as_many_gray_images():
     trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 4), torch.nn.BatchNorm2d(3))
     peeled: Any = SimpleNamespace(trunk=trunk, activations=torch.full((2, 3, 1, 1), 2.0))
     update: Any = SimpleNamespace(input_shape=(1, 4, 4))
-    torch.testing.assert_close(spread_of(peeled, update), torch.full((2, 1, 1, 1), 4.0))
+    spread = spread_of(peeled, update)
+    torch.testing.assert_close(spread, torch.full((2, 1, 1, 1), 4.0), rtol=1e-3, atol=0)
 
 
 def test_an_image_beats_its_thumbnail(net, clients):

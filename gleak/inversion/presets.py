@@ -7,7 +7,8 @@ iterations (`inverting-gradients`, as its code for ImageNet has), 20,000 from ea
 
 `dlg`, `idlg`: steps are looked for along a line, which the authors' code does not do. Full steps
 from the beginning leap into saturated sigmoids from some starts, where every gradient is zero. And
-they are searched in float64: see `GradientMatching.needs_digits`.
+they are searched in float64: see `GradientMatching.needs_digits`. What is left of `dlg` is its
+labels: a softmax comes near to one of them by ever smaller steps.
 
 `gradinversion`: its paper sums the norms of the differences layer by layer; the distance here is
 relative and squared, so weights are not the paper's numbers. Registration is by whole pixels, and
