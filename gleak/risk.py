@@ -177,7 +177,8 @@ def assess(
     if not counts:
         not_attacked["labels"] = refused
     best = next((found for found in counts.values() if torch.equal(found, right)), None)
-    images, tried = {}, []
+    images: dict[str, Inversion] = {}
+    tried: list[str] = []
     for name, search in searches.items():
         for start in range(starts):
             label = name if start == 0 else f"{name}, start {start + 1}"

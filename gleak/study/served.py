@@ -172,7 +172,7 @@ def read_update(
             assumed.append(f"weights before training were not given: they are drawn, seed {seed}")
         else:
             put_weights(model, named_for(model, start))
-        shown: dict[str, Any] = {
+        about: dict[str, Any] = {
             "num_samples": samples or int(facts.get("batch_size", 1)),  # until it is guessed
             "input_shape": input_shape,
             "training": training,
@@ -180,10 +180,10 @@ def read_update(
         tensors = named_for(model, tensors)
         buffers = (start or model.state_dict(), tensors)
         if after is None:
-            update = Update.from_gradient(tensors, model, **shown)
+            update = Update.from_gradient(tensors, model, **about)
         else:
-            shown["statistics"] = {}  # until K is known
-            update = Update.from_weights(None, tensors, model, delta=delta, **shown)
+            about["statistics"] = {}  # until K is known
+            update = Update.from_weights(None, tensors, model, delta=delta, **about)
     update = replace(update, facts=facts)
     how = "told"
     shown = samples_shown(update, loss == "sum", seed, needed=not samples)
