@@ -490,11 +490,11 @@ def test_many_activations_lead_to_the_image_from_a_linear_guess(batch):
     """Least squares on random images tells the image at large, a search from there all of it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        convs = [nn.Conv2d(3, 24, 3, 1, 1), nn.Conv2d(24, 24, 3, 1, 1), nn.Conv2d(24, 64, 3, 2, 1)]
+        convs = [nn.Conv2d(3, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1), nn.Conv2d(32, 96, 3, 2, 1)]
     layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, generator=torch.Generator().manual_seed(1))
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 64, 10))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 64, 10))
     images = torch.nn.functional.avg_pool2d(batch.images, 2)
     update = gleak.fedsgd(model, gleak.Batch(images, batch.labels, batch.class_names))
     peeled = peel(update, batch.label_counts)
