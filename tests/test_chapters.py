@@ -119,6 +119,17 @@ def test_prose_is_renewed_without_executing(project):
     assert run.output.read_bytes() == renewed
 
 
+def test_freshness_follows_the_recorded_tables_that_a_chapter_reads(project):
+    run = chapters.profile_run("01_small", "reference")
+    reading = SOURCE.replace("size = 3", 'size = 3\nfile = "../book/results/some.csv"')
+    (project / "notebooks" / "01_small.md").write_text(reading)
+    (project / "book" / "results").mkdir(parents=True)
+    for name, changes in (("some.csv", True), ("other.csv", False)):
+        key = chapters.freshness_key(run)
+        (project / "book" / "results" / name).write_text("a\n1\n")
+        assert (chapters.freshness_key(run) != key) == changes
+
+
 def test_freshness_follows_direct_dependencies_only(project):
     run = chapters.profile_run("01_small", "reference")
     key = chapters.freshness_key(run)

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -313,6 +313,7 @@ def freshness_key(run: Run) -> str:
         direct_pins(),
     ]
     content.append(study_code("\n".join(code)))
+    content += [file.read_text(encoding="utf-8") for file in recorded_tables(code)]
     for value in run.parameters.values():
         named = value if isinstance(value, list) else [value]
         content += [folder_stamp(name) for name in named if isinstance(name, str)]
@@ -320,6 +321,12 @@ def freshness_key(run: Run) -> str:
         others = [f for f in run.output.parent.glob("[0-9]*.ipynb") if f != run.output]
         content.append(stored_verdicts(sorted(others)))
     return digest_of(content)
+
+
+def recorded_tables(code: Iterable[str]) -> list[Path]:
+    """The recorded tables that code of a chapter names, as far as they are there."""
+    named = re.findall(r'"\.\./(book/results/[\w./-]+\.csv)"', "\n".join(code))
+    return [file for name in dict.fromkeys(named) if (file := root() / name).exists()]
 
 
 def reads_verdicts(chapter: str) -> bool:
