@@ -130,15 +130,12 @@ def late_numbers(frame: pd.DataFrame) -> dict[str, float]:
 
 def claims_images(frame: pd.DataFrame) -> dict[str, bool]:
     """The claims on images, and whether they hold."""
-    told, late, shares = image_numbers(frame), late_numbers(frame), share_numbers(frame)
+    told, late = image_numbers(frame), late_numbers(frame)
     whole = frame[(frame.kind == "all") & (frame.attack == "gleak")]
     entropy = whole.groupby("step").entropy.mean()
     return {
         "at the last stage networks name 90 % of the clients' images": (told["accuracy"] >= 0.9),
         "the softmax gets sure of itself": entropy.iloc[-1] < entropy.iloc[0] / 2,
-        "images with the larger share of the gradient gain more": (
-            shares["large"] > shares["small"]
-        ),
         "at the last stage images named wrong come back better than those named right": (
             late["gleak_wrong"] > late["gleak_right"] + 1
         ),
