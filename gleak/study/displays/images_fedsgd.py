@@ -93,7 +93,7 @@ def attack_claims(table: pd.DataFrame) -> dict[str, bool]:
     return {
         "the study's attack restores the batch at 23 dB or more": reached["gleak"] > 23,
         "it is ahead by 2 dB or more": reached["gleak"] > reached.drop("gleak").max() + 2,
-        "it needs no more operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
+        "it needs about as many operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
     }
 
 
