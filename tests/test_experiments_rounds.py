@@ -60,6 +60,11 @@ def test_several_rounds_see_through_noise_that_one_does_not():
     assert means.loc[6, "labels by zlg-bias"] > means.loc[1, "labels by zlg-bias"]
 
 
+def test_no_round_is_refused():
+    with pytest.raises(ValueError, match="at least 1; got"):
+        experiment.repeated(1.0, 0, rounds=[0, 4], **CLIENT)
+
+
 def test_stages_has_a_row_for_each_step_and_its_baselines():
     rows = experiment.stages(0.1, 0, steps=[0, 2], batches=1, iterations=2, **CLIENT)
     assert [row["step"] for row in rows] == [0, 2]

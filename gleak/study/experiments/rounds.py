@@ -150,8 +150,12 @@ def repeated(
     """Of a client that sends the same batch in every round of a private training.
 
     A row for each number of `rounds`: the share of labels right by the mean of the rounds' counts,
-    by the better rule.
+    by each rule.
+
+    Raises ValueError for fewer than one round.
     """
+    if not rounds or min(rounds) < 1:
+        raise ValueError(f"rounds are numbers of at least 1; got {rounds}")
     data, clients = gleak.load_pool(pool, "server"), gleak.load_pool(pool, "client")
     batch = gleak.draw_batch(clients, size, seed=100 * seed)
     counts: dict[str, list[torch.Tensor]] = {rule: [] for rule in RULES}
