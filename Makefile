@@ -28,7 +28,7 @@ setup: .venv/.ready  ## set up .venv from requirements.lock
 	@touch $@
 
 # Every number anew, none kept from an earlier run.
-reproduce test suite: export GLEAK_GRID = fresh
+reproduce: export GLEAK_GRID = fresh
 
 reproduce: setup  ## execute every chapter and build the book (PROFILE=smoke: a quick look)
 	$(VENV) -m gleak execute --force --profile $(PROFILE)

@@ -302,11 +302,12 @@ def test_sparse_gradients_are_what_they_stand_for(net, batch):
 class Body(nn.Module):
     """A convolution and a linear classifier; subclasses say what becomes of it."""
 
-    def __init__(self, bias=True):
+    def __init__(self, bias=True, side=32):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.conv, self.head = nn.Conv2d(3, 16, 3, 2), nn.Linear(3600, 10, bias=bias)
+            self.conv = nn.Conv2d(3, 16, 3, 2)
+            self.head = nn.Linear(16 * ((side - 1) // 2) ** 2, 10, bias=bias)
 
     def features(self, images):
         return F.sigmoid(self.conv(images)).flatten(1)
@@ -321,8 +322,8 @@ class LogSoftmax(Body):
 
 
 class LogSoftmaxLayer(Body):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **options):
+        super().__init__(**options)
         self.last = nn.LogSoftmax(1)
 
     def forward(self, images):
@@ -343,7 +344,8 @@ class LogitsLast(Body):
 
 @pytest.mark.parametrize("kind", [LogSoftmax, LogSoftmaxLayer, LogitsFirst, LogitsLast])
 def test_heads_that_give_the_same_gradient(batch, kind):
-    plain, update = gleak.fedsgd(Body(), batch), gleak.fedsgd(kind(), batch)
+    batch = dataclasses.replace(batch, images=batch.images[:, :, 10:22, 10:22])
+    plain, update = gleak.fedsgd(Body(side=12), batch), gleak.fedsgd(kind(side=12), batch)
     assert update.classifier.name == "head"
     for name, value in plain.gradient.items():
         torch.testing.assert_close(update.gradient[name], value)
@@ -355,7 +357,8 @@ def test_heads_that_give_the_same_gradient(batch, kind):
     assert found.way == as_plain.way and not found.fell_back  # the closed forms know it, too
     copied = copy.deepcopy(update).as_gradient()
     assert copied.forward(batch.images)[1].shape == (4, 10)
-    assert gleak.Update(kind(), 4, SHAPE, gradient=update.gradient).classifier.name == "head"
+    again = gleak.Update(kind(side=12), 4, (3, 12, 12), gradient=update.gradient)
+    assert again.classifier.name == "head"
 
 
 @pytest.mark.parametrize("client", [gleak.fedsgd, gleak.fedavg], ids=["fedsgd", "fedavg"])
@@ -477,8 +480,11 @@ def test_functions_without_a_second_derivative(batch, kind, derivative):
     assert found.history["loss"].iloc[-1] < found.history["loss"][0]
 
 
-@pytest.mark.parametrize("name", ["lenet", "convnet", "resnet18"])
-@pytest.mark.parametrize("shape", [(3, 16, 24), (1, 21, 12)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lenet", (3, 16, 24)), ("lenet", (1, 21, 12)), ("convnet", (1, 21, 12))]
+    + [("resnet18", (1, 21, 12))],
+)
 def test_images_that_are_not_square(name, shape):
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     batch = gleak.Batch(images, torch.tensor([0, 1]), ["a", "b", "c"])
