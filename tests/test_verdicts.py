@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from click.testing import CliRunner
 from conftest import SOURCE
 
-from gleak.study import book, chapters, criterion, sweep
+from gleak.study import book, chapters, cli, criterion, sweep
 from gleak.study.criterion import CONDITION, FAILS, HOLDS, OPEN
 from gleak.study.displays import verdicts as display
 from gleak.study.verdicts import flat, setting, stored_verdicts
@@ -41,7 +42,7 @@ def labels(share, units=6):
     return criterion.labels("zlg", [share] * units, [0.4] * units)
 
 
-def test_a_verdict_is_recorded_and_summed_up_and_makes_the_sum_stale(project):
+def test_a_verdict_is_recorded_and_summed_up_and_makes_the_sum_stale(project, monkeypatch):
     folder = project / "notebooks"
     (folder / "01_small.md").write_text(SOURCE + CLAIM.replace("SHARE", "1"))
     (folder / "02_sum.md").write_text(SUM_UP)
@@ -61,8 +62,16 @@ def test_a_verdict_is_recorded_and_summed_up_and_makes_the_sum_stale(project):
     assert lines[0] == "1 paper holds 01_small 01_small.html#verdict"
     assert chapters.is_fresh(last)
     (folder / "01_small.md").write_text(SOURCE + CLAIM.replace("SHARE", "0.5"))
-    chapters.execute(first)
-    assert not chapters.is_fresh(last)
+    executed = []
+
+    def in_this_process(runs, jobs):
+        executed.extend(run.chapter for run in runs)
+        return all(chapters.execute(run) for run in runs)
+
+    monkeypatch.setattr(cli, "execute_all", in_this_process)
+    CliRunner().invoke(cli.main, ["execute", "--profile", "smoke"], catch_exceptions=False)
+    assert executed == ["01_small", "02_sum"]  # the sum was fresh until the first had run
+    assert chapters.is_fresh(last)
 
 
 @pytest.mark.parametrize(

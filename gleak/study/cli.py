@@ -68,17 +68,19 @@ def execute(names, profile, force, jobs):
     """Execute chapters (all of them by default) where their notebooks are stale."""
     names = [chapters.resolve(name) for name in names] or chapters.chapters()
     runs = [chapters.profile_run(name, profile) for name in names]
-    stale = [run for run in runs if force or not chapters.is_fresh(run)]
-    for run in runs:
-        if run not in stale and chapters.renew_prose(run):
-            click.echo(f"{run.chapter}: prose renewed, nothing to execute")
-    if not stale:
+    # Chapters that sum up others come last: what those find may make them stale.
+    last = [run for run in runs if chapters.reads_verdicts(run.chapter)]
+    executed = 0
+    for group in ([run for run in runs if run not in last], last):
+        stale = [run for run in group if force or not chapters.is_fresh(run)]
+        for run in group:
+            if run not in stale and chapters.renew_prose(run):
+                click.echo(f"{run.chapter}: prose renewed, nothing to execute")
+        executed += len(stale)
+        if not execute_all(stale, jobs):
+            sys.exit(1)
+    if not executed:
         click.echo(f"all fresh ({profile}): {', '.join(names)}")
-    # Chapters that sum up others wait for them.
-    last = [run for run in stale if chapters.reads_verdicts(run.chapter)]
-    first = [run for run in stale if run not in last]
-    if not (execute_all(first, jobs) and execute_all(last, jobs)):
-        sys.exit(1)
 
 
 def execute_all(runs, jobs) -> bool:
