@@ -57,12 +57,21 @@ def trained(seed: int, steps: int) -> tuple[nn.Sequential, float]:
 
 
 def restored(
-    seed: int, K: int, mode: str, format: str, *, steps: int, images: int, iterations: int | None
+    seed: int,
+    K: int,
+    mode: str,
+    format: str,
+    attack: str,
+    *,
+    steps: int,
+    images: int,
+    iterations: int | None,
 ) -> list[dict]:
-    """A row for each image of some batches of K: PSNR in dB of what `gleak` finds, and beside it.
+    """A row for each image of some batches of K: PSNR in dB of what an attack finds, and beside it.
 
     seed: of the network, its training and the batches. mode: of batch norm, eval or train. format:
-    in which the client computes. images: in all batches together, at least.
+    in which the client computes. images: in all batches together, at least. iterations: of the
+    attack, by default its own.
     """
     net, known = trained(seed, steps)
     net = copy.deepcopy(net).to(FORMATS[format])
@@ -71,7 +80,7 @@ def restored(
         batch = gleak.draw_batch(digits("client"), K, seed=batch_seed(seed, number))
         update = gleak.fedsgd(net, batch, training=mode == "train")
         found = gleak.invert(
-            update, batch.label_counts, "gleak", iterations=iterations, progress=False
+            update, batch.label_counts, attack, iterations=iterations, progress=False
         )
         scores = gleak.score(found.images, batch.images)[["psnr", "thumb8", "mean_colour"]]
         about = {"batch": number, "accuracy": known, "way": found.way}
