@@ -13,8 +13,8 @@ import importlib
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,11 +22,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 import gleak
 from gleak.data import Batch
-from gleak.study.experiments.common import clients_and_aux, counted, model_options
+from gleak.labels import METHODS, LastLayer, largest_remainder
+from gleak.labels.rules import ilrg_solution
+from gleak.study.experiments.common import clients_and_aux, model_options
 from gleak.study.experiments.labels_fedsgd import DEEP_INPUTS, shifted
 from gleak.study.experiments.networks import trained_network
 from gleak.study.runner import product
@@ -39,16 +42,24 @@ INPUTS = 100  # random images for our zero-shot rules
 LOCAL_BATCH, LOCAL_LR = 8, 0.01  # of the clients that send weights
 PHOTO_SIZE = 112
 DEEP = ("resnet18", "efficientnet-lite0")
+VERSIONS = [
+    "authors' code: BUAA-CST/iLRG 17e10f8 (2023), tklab-tud/LLG 58f3aa2 (2022), nadbag98/LLBG",
+    "5cb5f97 (2024), CityChan/Recovering-Label-from-Update 54cc792 (2024)",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One update, and what the authors' programs know besides. folder: with their checkouts."""
+    """One update, and what the authors' programs know besides.
+
+    folder: with their checkouts; as_one_step: whether weights pass for the mean gradient.
+    """
 
     folder: Path
     update: Update
     aux: Batch | None
     seed: int
+    as_one_step: bool = False
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -60,7 +71,7 @@ class Case:
 
     @property
     def steps(self) -> int:
-        return self.update.local_steps
+        return 1 if self.as_one_step else self.update.local_steps
 
     @property
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,6 +84,27 @@ class Case:
     def sums(self) -> list[torch.Tensor]:
         """The same, summed over the local steps."""
         return [part * self.steps for part in self.gradient]
+
+    @property
+    def rlu(self) -> tuple[ModuleType, SimpleNamespace]:
+        """RLU's functions and their options; gamma is the default, which its commands leave."""
+        lr = self.update.told("lr")[0] if self.steps > 1 else 0.0
+        size = self.K // self.steps
+        options = {"n_classes": self.N, "local_epochs": self.steps, "batch_size": size, "lr": lr}
+        utils = load(self.folder / "RLU", "client.client_utils")
+        return utils, SimpleNamespace(gamma=0.1, **options)
+
+    @cached_property
+    def wrong_classes(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """By RLU: mean logits and softmax (N,) of other classes' images, at W0 and at WT."""
+        assert self.aux is not None
+        utils, args = self.rlu
+        aux = torch.utils.data.TensorDataset(self.aux.images, self.aux.labels)
+        places = [0.0, 1.0] if self.steps > 1 else [0.0]
+        networks = [Forward(self.update.as_gradient(place)) for place in places]
+        with torch.no_grad(), mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self):
+            found = [utils.estimate_static_RLU(args, network, aux) for network in networks]
+        return [found[0], found[-1]]
 
 
 @lru_cache
@@ -99,8 +131,8 @@ def ilrg(case: Case) -> torch.Tensor:
     weight, bias = case.gradient
     head = SimpleNamespace(fc=classifier_of(case.update))
     embeddings = [methods.get_emb(w, b) for w, b in zip(weight, bias, strict=True)]
-    softmax = [utils.post_process_emb(e, head, "cpu", alpha=1) for e in embeddings]
-    scored, _ = methods.iLRG(softmax, bias.numpy(), case.N, case.K)
+    probabilities = [utils.post_process_emb(e, head, "cpu", alpha=1) for e in embeddings]
+    scored, _ = methods.iLRG(probabilities, bias.numpy(), case.N, case.K)
     return torch.from_numpy(scored)
 
 
@@ -157,7 +189,9 @@ def loader_of(code: Path, aux: Batch) -> Any:
     """LLG's own Dataloader, with our images in it."""
     loader = load(code, "Dataloader").Dataloader()
     loader.train_dataset = list(zip(aux.images, aux.labels.tolist(), strict=True))
-    loader.samples = [(aux.labels == n).nonzero().flatten().tolist() for n in range(aux.num_classes)]
+    loader.samples = [
+        (aux.labels == n).nonzero().flatten().tolist() for n in range(aux.num_classes)
+    ]
     loader.currently_loaded, loader.num_classes = "aux", aux.num_classes
     return loader
 
@@ -166,8 +200,23 @@ def llg_plus(case: Case) -> torch.Tensor:
     return llg(case, "llg+")
 
 
+def llg_plus_mended(case: Case) -> torch.Tensor:
+    """Weights as the gradient of one step.
+
+    Theirs takes the offset of one step off the sum of all, and divides an image's part by their
+    number.
+    """
+    return llg(replace(case, as_one_step=True), "llg+")
+
+
 def llg_star(case: Case) -> torch.Tensor:
     return llg(case, "llg*-random")
+
+
+def llg_star_mended(case: Case) -> torch.Tensor:
+    """Random images in [0, 1]: theirs have whole numbers up to 2^24."""
+    with mock.patch.object(torch.Tensor, "random_", torch.Tensor.uniform_):
+        return llg(replace(case, as_one_step=True), "llg*-random")
 
 
 def llbg(case: Case, strategy: str = "llbg") -> torch.Tensor:
@@ -205,36 +254,30 @@ class Forward(nn.Module):
         return self.forward_update(images)[1], None
 
 
-def rlu(case: Case) -> torch.Tensor:
+def rlu(case: Case, mended: bool = False) -> torch.Tensor:
     """CityChan/Recovering-Label-from-Update: the steps of its `Client.RLU` after training.
 
-    gamma is the default of its options, which its published commands leave as it is.
+    mended: the mean of the softmax at the start, where theirs takes the softmax of the mean logits.
     """
-    assert case.aux is not None
-    utils = load(case.folder / "RLU", "client.client_utils")
-    places = [case.update.as_gradient(place) for place in (0.0, 1.0)]
-    lr = case.update.told("lr")[0] if case.steps > 1 else 0.0
-    args = SimpleNamespace(
-        n_classes=case.N,
-        local_epochs=case.steps,
-        batch_size=case.K // case.steps,
-        lr=lr,
-        gamma=0.1,
-    )
-    aux = torch.utils.data.TensorDataset(case.aux.images, case.aux.labels)
+    utils, args = case.rlu
+    (start, confidence), (end, _) = case.wrong_classes
     weight, bias = case.gradient
-    with mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self):
-        start, end = (utils.estimate_static_RLU(args, Forward(at), aux)[0] for at in places)
-    embedding = (weight / bias[:, None]).mean(0)
+    embedding = (weight / bias[:, None]).mean(0).tolist()
     left = args.local_epochs - np.arange(args.local_epochs)
     rho = ((1 - args.gamma**left) / (1 - args.gamma)).mean()
 
     def counts(confidence: np.ndarray) -> list[int]:
         return utils.estimated_entropy_from_grad(args, confidence * rho, bias.tolist(), case.K)
 
-    first = counts(np.exp(end) / np.exp(end).sum())
+    if mended:
+        return torch.tensor(counts(confidence)).long()
+    first = counts(softmax(end))
     path = utils.estimate_static_RLU_with_posterior(args, first, start, end, embedding)
     return torch.tensor(counts(path)).long()
+
+
+def rlu_mended(case: Case) -> torch.Tensor:
+    return rlu(case, mended=True)
 
 
 AUTHORS: dict[str, Callable[[Case], torch.Tensor]] = {
@@ -245,6 +288,12 @@ AUTHORS: dict[str, Callable[[Case], torch.Tensor]] = {
     "llbg": llbg,
     "ebi": ebi,
     "rlu": rlu,
+}
+# The same with one thing changed that explains why theirs and ours differ.
+MENDED: dict[str, Callable[[Case], torch.Tensor]] = {
+    "llg-star": llg_star_mended,
+    "llg-plus": llg_plus_mended,
+    "rlu": rlu_mended,
 }
 
 
@@ -262,27 +311,21 @@ def runs(rule: str, case: Case, network: str) -> bool:
 
 def settings(seeds: int) -> list[dict[str, Any]]:
     """Untrained networks, trained ones, a thousand classes, and clients that send weights."""
-    common = {"K": [8, 16, 64], "labels": ["even", "skewed"], "seed": range(seeds)}
-    small = ["cifar100-samples", "mnist-5k"]
-    networks = ["lenet", "convnet", "resnet18"]
-    grid = product(network=networks, dataset=small, stage=["untrained"], update=["gradient"], **common)
-    grid += product(
-        network=networks[:2], dataset=small[1:], stage=["40 steps"], update=["gradient"], **common
-    )
-    grid += product(
-        network=["efficientnet-lite0"],
-        dataset=["imagenet-samples"],
-        stage=["ImageNet"],
-        update=["gradient"],
-        **{**common, "K": [8, 16]},
-    )
-    return grid + product(
-        network=["lenet"],
-        dataset=small,
-        stage=["untrained"],
-        update=["weights"],
-        **{**common, "K": [64]},
-    )
+    often: dict[str, Any] = {"labels": ["even", "skewed"], "seed": range(seeds)}
+    sizes, small, light = [8, 16, 64], ["cifar100-samples", "mnist-5k"], ["lenet", "convnet"]
+    photos = ["imagenet-samples"]
+
+    def cells(networks: list[str], datasets: list[str], K: list[int], stage: str, update: str):
+        choices = {"network": networks, "dataset": datasets, "K": K, **often}
+        return [{**one, "stage": stage, "update": update} for one in product(**choices)]
+
+    return [
+        *cells(light, small, sizes, "untrained", "gradient"),
+        *cells(light, small[1:], sizes, "trained", "gradient"),
+        *cells(["lenet"], small, [64], "untrained", "weights"),
+        *cells(["resnet18"], small, [16], "untrained", "gradient"),
+        *cells(["efficientnet-lite0"], photos, [16], "trained", "gradient"),
+    ]
 
 
 def pool_of(dataset: str) -> tuple[Batch, Batch | None]:
@@ -302,66 +345,85 @@ def drawn(pool: Batch, K: int, labels: str, seed: int) -> Batch:
     order = present[torch.randperm(len(present), generator=generator)]
     mixed = torch.randperm(len(pool), generator=generator)
     queues = {int(n): mixed[pool.labels[mixed] == n].tolist() for n in present}
-    chosen = [queues[n][i // len(order) % len(queues[n])] for i in range(K) for n in [int(order[i % len(order)])]]
+    dealt = [(int(order[i % len(order)]), i // len(order)) for i in range(K)]
+    chosen = [queues[n][turn % len(queues[n])] for n, turn in dealt]
     return shifted(Batch(pool.images[chosen], pool.labels[chosen], pool.class_names), generator)
 
 
 def compared(
     network: str,
     dataset: str,
-    stage: str,
-    update: str,
     K: int,
     labels: str,
     seed: int,
+    stage: str,
+    update: str,
     *,
     folder: str,
 ) -> list[Row]:
-    """One row for each rule on one update: the share of labels right by the authors and by us.
+    """One row for each rule on one update: what the authors' code and ours make of it.
 
-    `authors` and `ours`: sum of min(counts, truth) / K; `agree`: the same of their counts and ours;
-    `returned`: labels that theirs hands back, over K. Rules of no other authors have ours alone.
+    `authors` and `ours`: the share of labels that are right; `agree`: how alike their counts and
+    ours are, rounded the same way; `mended`: the same of theirs with one thing changed, see MENDED;
+    `returned`: labels that theirs hands back, over K. Rules of no other authors have `ours` alone.
+    The small networks are trained for 40 steps, EfficientNet-Lite0 on ImageNet.
     """
     pool, aux = pool_of(dataset)
     batch = drawn(pool, K, labels, seed)
-    if stage == "40 steps":
+    if stage == "trained" and network != "efficientnet-lite0":
         net = trained_network(network, dataset, 40, seed, WIDTH)
     else:
         net = gleak.build_model(network, batch, seed=seed, **model_options(network, WIDTH))
     local: dict[str, Any] = {"batch_size": LOCAL_BATCH, "lr": LOCAL_LR, "shuffle_seed": seed}
     sent = gleak.fedavg(net, batch, **local) if update == "weights" else gleak.fedsgd(net, batch)
     case = Case(Path(folder), sent, aux, seed)
-    theirs = {rule: quietly(AUTHORS[rule], case) for rule in AUTHORS if runs(rule, case, network)}
     inputs = DEEP_INPUTS if network in DEEP else INPUTS
-    free = ["zlg", "gleak", *(rule for rule in theirs if rule not in ("rlu", "llg-plus"))]
-    ours = counted(sent, free, seed=seed, inputs=inputs)
-    if aux is not None:
-        ours |= counted(sent, [rule for rule in theirs if rule not in free], seed=seed, aux=aux)
-    truth = batch.label_counts
+    layer = LastLayer.of(sent, seed=seed, inputs=inputs)
+    informed = LastLayer.of(sent, seed=seed, aux=aux)
     rows: list[Row] = []
-    for rule, mine in ours.items():
-        found = theirs.get(rule)
-        row: Row = {"N": case.N, "rule": rule, "authors": None, "ours": overlap(mine, truth)}
-        row |= {"agree": None, "returned": None}
-        if found is not None:
-            row |= {"authors": overlap(found, truth), "agree": overlap(found, mine)}
-            row["returned"] = round(int(found.sum()) / K, 4)
+    for rule in ("zlg", "gleak", *AUTHORS):
+        if rule in AUTHORS and not runs(rule, case, network):
+            continue
+        real = METHODS[rule].rule(informed if rule in ("rlu", "llg-plus") else layer)
+        mine = largest_remainder(real, K)
+        row: Row = dict.fromkeys(("authors", "ours", "agree", "mended", "returned"))
+        row |= {"N": case.N, "rule": rule, "ours": alike(mine, batch.label_counts)}
+        if rule in AUTHORS:
+            theirs = quietly(AUTHORS[rule], case)
+            row |= {"authors": alike(theirs, batch.label_counts), "returned": int(theirs.sum()) / K}
+            same = rounded_alike(rule, layer, real) if rule in ("ilrg", "rlu") else mine
+            row["agree"] = alike(theirs, same)
+            if rule in MENDED:
+                row["mended"] = alike(quietly(MENDED[rule], case), same)
         rows.append(row)
     return rows
 
 
-def overlap(counts: torch.Tensor, truth: torch.Tensor) -> float:
-    """The share of the truth's labels that counts have, whatever they sum to."""
-    return round(torch.minimum(counts, truth).sum().item() / truth.sum().item(), 4)
+def rounded_alike(rule: str, layer: LastLayer, real: torch.Tensor) -> torch.Tensor:
+    """Our counts as theirs are rounded: each class apart, and for iLRG with none above K."""
+    if rule == "rlu":
+        return real.round()
+    whole = ilrg_solution(layer).clamp_min(0).round()
+    return torch.where(whole > layer.k, 0.0, whole)
+
+
+def alike(counts: torch.Tensor, others: torch.Tensor) -> float:
+    """Labels that both have, over those of the larger.
+
+    >>> alike(torch.tensor([3, 1]), torch.tensor([2, 0]))
+    0.5
+    """
+    most = max(counts.sum().item(), others.sum().item())
+    return round(torch.minimum(counts, others).sum().item() / most, 4)
 
 
 def quietly(rule: Callable[[Case], torch.Tensor], case: Case) -> torch.Tensor:
     """Counts by the authors' code, its draws from the case's seed, what it prints thrown away."""
-    state = np.random.get_state()
+    state = np.random.get_state()  # noqa: NPY002 (theirs draws from numpy's global generator)
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(case.seed)
-        np.random.seed(case.seed)
+        np.random.seed(case.seed)  # noqa: NPY002
         try:
             return rule(case)
         finally:
-            np.random.set_state(state)
+            np.random.set_state(state)  # noqa: NPY002
