@@ -390,7 +390,10 @@ def compared(
         row |= {"N": case.N, "rule": rule, "ours": alike(mine, batch.label_counts)}
         if rule in AUTHORS:
             theirs = quietly(AUTHORS[rule], case)
-            row |= {"authors": alike(theirs, batch.label_counts), "returned": int(theirs.sum()) / K}
+            row |= {
+                "authors": alike(theirs, batch.label_counts),
+                "returned": round(int(theirs.sum()) / K, 4),
+            }
             same = rounded_alike(rule, layer, real) if rule in ("ilrg", "rlu") else mine
             row["agree"] = alike(theirs, same)
             if rule in MENDED:
@@ -408,13 +411,13 @@ def rounded_alike(rule: str, layer: LastLayer, real: torch.Tensor) -> torch.Tens
 
 
 def alike(counts: torch.Tensor, others: torch.Tensor) -> float:
-    """Labels that both have, over those of the larger.
+    """Labels that both have, over those of the larger; 1 where neither has any.
 
     >>> alike(torch.tensor([3, 1]), torch.tensor([2, 0]))
     0.5
     """
     most = max(counts.sum().item(), others.sum().item())
-    return round(torch.minimum(counts, others).sum().item() / most, 4)
+    return round(torch.minimum(counts, others).sum().item() / most, 4) if most else 1.0
 
 
 def quietly(rule: Callable[[Case], torch.Tensor], case: Case) -> torch.Tensor:
