@@ -9,12 +9,10 @@ counts (N,), which need not sum to K where theirs do not.
 # ruff: noqa: N803 (arguments are named as the columns of the tables)
 
 import contextlib
-import importlib
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,6 +27,7 @@ import gleak
 from gleak.data import Batch
 from gleak.labels import METHODS, LastLayer, largest_remainder
 from gleak.labels.rules import ilrg_solution
+from gleak.study.experiments.checkouts import load
 from gleak.study.experiments.common import clients_and_aux, model_options
 from gleak.study.experiments.labels_fedsgd import DEEP_INPUTS, shifted
 from gleak.study.experiments.networks import trained_network
@@ -105,19 +104,6 @@ class Case:
         with torch.no_grad(), mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self):
             found = [utils.estimate_static_RLU(args, network, aux) for network in networks]
         return [found[0], found[-1]]
-
-
-@lru_cache
-def load(folder: Path, name: str) -> ModuleType:
-    """A module of a checkout, whose own modules are then forgotten: several are called `utils`."""
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(folder))
-        inside = [n for n, m in sys.modules.items() if str(folder) in repr(vars(m).get("__spec__"))]
-        for module in inside:
-            del sys.modules[module]
 
 
 def tally(labels: Any, classes: int) -> torch.Tensor:
