@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import gleak
+from gleak.study import chapters, recorded
 from gleak.study.displays import peers_labels as display
 from gleak.study.experiments import peers_labels
 from gleak.study.experiments.checkouts import load
@@ -84,3 +85,10 @@ def test_rules_side_by_side():
     assert len(table) == 14
     row = table.loc[("rlu", "trained")]
     assert row["updates"] == 1 and row["authors' code"] == 0.7 and row["the study's rule"] == 0.95
+
+
+def test_sme_of_its_authors_and_ours_end_alike():
+    stored = recorded.read(chapters.root() / "book" / "results" / "06_peers_sme.csv")
+    psnr = stored.pivot_table("psnr", "model", "attack")
+    assert (psnr["sme-authors"] - psnr["sme"]).abs().max() < 1  # as the page of other tools says
+    assert set(stored.iterations[stored.attack != "gleak"]) == {1000}

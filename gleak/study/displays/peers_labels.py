@@ -71,7 +71,7 @@ def claims_peers(frame: pd.DataFrame) -> dict[str, bool]:
     changed = theirs[theirs.rule.isin(ALIKE)].groupby("rule")["mended"].mean()
     means = compared(frame).groupby("rule")[["authors", "ours", "gleak"]].mean()
     return {
-        "iLRG (rounded alike), LLG, LLBG and EBI: on every update the counts of their authors": bool(
+        "iLRG (rounded alike), LLG, LLBG, EBI: on every update the counts of the authors": bool(
             (agree == 1).all()
         ),
         "LLG+, LLG* and RLU: so nearly, once one thing of theirs is changed": bool(
