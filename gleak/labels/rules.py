@@ -141,8 +141,9 @@ def posterior(layer: LastLayer) -> torch.Tensor:
 def rlu(layer: LastLayer) -> torch.Tensor:
     """lambda_n in proportion to max(0, eps_n - grad b_n). Chen & Vikalo 2024 (RLU).
 
-    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence). For
-    several local steps it is the mean along a simulated path, see `rlu_path`.
+    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence); in the
+    authors' code, the softmax of their mean logits. For several local steps it is the mean along a
+    simulated path, see `rlu_path`.
     """
     steps = layer.local_steps
     counts = rlu_counts(others(layer.class_softmax), layer)

@@ -318,8 +318,8 @@ def pool_of(dataset: str) -> tuple[Batch, Batch | None]:
     """The clients' images, and the server's own where there are enough."""
     if dataset == "mnist-5k":
         return clients_and_aux(gleak.load_pool(dataset))
-    size = {"image_size": PHOTO_SIZE} if dataset == "imagenet-samples" else {}
-    return gleak.load_batch(dataset, indices=range(20), **size), None
+    size = PHOTO_SIZE if dataset == "imagenet-samples" else None
+    return gleak.load_batch(dataset, indices=range(20), image_size=size), None
 
 
 def drawn(pool: Batch, K: int, labels: str, seed: int) -> Batch:
