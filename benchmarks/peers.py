@@ -1,4 +1,4 @@
-"""breaching's "invertinggradients" beside gleak: same images, network, labels and CPU seconds.
+"""breaching and SME beside gleak: same images, network, labels and CPU seconds.
 
     pip install breaching hydra-core
     python benchmarks/peers.py FILE [--models lenet convnet resnet18] [--sizes 4] [--iterations 400]
@@ -11,6 +11,12 @@ With --lr the client sends weights, after one local step of that rate for each i
 simulates the steps, and its objective takes from the shared facts which label stood in which step,
 with --labels hidden too: the restored labels go nowhere. gleak never sees that order; its labels
 are then those that it restored from the weights. Runs are stored as they end.
+
+    pip install einops
+    python benchmarks/peers.py FILE --peers FOLDER --lr 0.004 --epochs 20 --iterations 1000
+
+FOLDER holds a checkout of JunyiZhu-AI/surrogate_model_extension: SME's own code in breaching's
+place, with its settings for CIFAR, and the study's version of SME beside it.
 """
 
 import argparse
@@ -36,17 +42,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lr", type=float, help="of a FedAvg client, such as 0.004")
+    parser.add_argument("--epochs", type=int, default=1, help="of a FedAvg client")
+    parser.add_argument("--peers", type=Path, help="the folder of SME's checkout")
     parser.add_argument("--labels", choices=("given", "hidden"), default="given")
     options = parser.parse_args()
     common = {name: getattr(options, name) for name in ("iterations", "seed", "lr", "threads")}
-    common["given"] = options.labels == "given"
+    common |= {"given": options.labels == "given", "epochs": options.epochs}
+    rivals, version = ["breaching", "inverting-gradients"], "breaching 0.1.2"
+    if options.peers:
+        common["folder"] = str(options.peers.resolve())
+        rivals, version = ["sme-authors", "sme"], "JunyiZhu-AI/surrogate_model_extension ae2a624"
     frames = []
     for client in product(model=options.models, size=options.sizes):
         seconds = 0.0
-        for attack in ("breaching", "inverting-gradients", "gleak"):
+        for attack in (*rivals, "gleak"):
             setting = {**client, "attack": attack, "seconds": seconds}
             frame = run_grid(peers.beside, [setting], common=common, label=attack)
-            if attack == "breaching":
+            if attack == rivals[0]:
                 seconds = float(frame["cpu_seconds"].item())
             frames.append(frame.drop(columns="seconds").rename(columns={"size": "batch"}))
     table = pd.concat(frames)
@@ -55,10 +67,11 @@ def main() -> None:
         options.file,
         table,
         [
-            f"python benchmarks/peers.py, {datetime.date.today()}, breaching 0.1.2, "
+            f"python benchmarks/peers.py, {datetime.date.today()}, {version}, "
             f"torch {torch.__version__}",
             f"{platform.machine()} CPU, {options.threads} thread; seed {options.seed}, "
-            + ("FedSGD" if options.lr is None else f"one step for each image, lr {options.lr:g}"),
+            + ("FedSGD" if options.lr is None else f"one step for each image, lr {options.lr:g}")
+            + (f", {options.epochs} epochs" if options.epochs > 1 else ""),
         ],
     )
     print(table.to_string(index=False))

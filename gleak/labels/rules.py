@@ -111,15 +111,21 @@ def ilrg(layer: LastLayer) -> torch.Tensor:
     """Class embeddings e_n = grad W_n / grad b_n give q_n = softmax(W e_n + b); then solve.
 
     sum_j q_jn lambda_j - lambda_n = K grad b_n and sum_n lambda_n = K, by pseudoinverse.
-    Ma et al. 2023 (iLRG, ICLR).
+    Ma et al. 2023 (iLRG, ICLR). Where these equations are nearly singular a count may come out
+    above K: it is K here, and 0 in the authors' code.
     """
+    return ilrg_solution(layer).clamp(0, layer.k)
+
+
+def ilrg_solution(layer: LastLayer) -> torch.Tensor:
+    """The solution as it comes, of any sign and size."""
     g = layer.bias_gradient
     safe = torch.where(g.abs() < 1e-12, torch.full_like(g, 1e-12), g)
     logits = (layer.weight_gradient / safe[:, None]) @ layer.weight.T + layer.bias
     system = logits.softmax(1).T - torch.eye(layer.n).double()
     system = torch.cat([system, torch.ones(1, layer.n).double()])
     right = torch.cat([layer.k * g, torch.tensor([layer.k]).double()])
-    return (torch.linalg.pinv(system) @ right).clamp(0, layer.k)
+    return torch.linalg.pinv(system) @ right
 
 
 def posterior(layer: LastLayer) -> torch.Tensor:
@@ -135,8 +141,9 @@ def posterior(layer: LastLayer) -> torch.Tensor:
 def rlu(layer: LastLayer) -> torch.Tensor:
     """lambda_n in proportion to max(0, eps_n - grad b_n). Chen & Vikalo 2024 (RLU).
 
-    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence). For
-    several local steps it is the mean along a simulated path, see `rlu_path`.
+    eps_n is the mean softmax at n of the aux data of other classes (erroneous confidence); in the
+    authors' code, the softmax of their mean logits. For several local steps it is the mean along a
+    simulated path, see `rlu_path`.
     """
     steps = layer.local_steps
     counts = rlu_counts(others(layer.class_softmax), layer)

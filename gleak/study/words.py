@@ -34,6 +34,8 @@ ATTACKS = {
     "gradinversion": "GradInversion",
     "dlg": "DLG",
     "idlg": "iDLG",
+    "sme": "SME",
+    "sme-authors": "SME, its authors' code",
 }
 PROCEDURES = {
     "equivalent": "the paper's procedure",

@@ -89,13 +89,21 @@ def augmented(samples: Batch, size: int, seed: int) -> Batch:
     """`size` images drawn from the samples, shifted by up to 4 pixels and flipped at random."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(samples), (size,), generator=generator)
-    side = samples.images.shape[-1]
-    images = transforms.pad(samples.images[chosen], 4, padding_mode="reflect")
+    picked = Batch(
+        samples.images[chosen], samples.labels[chosen], samples.class_names, samples.dataset
+    )
+    return shifted(picked, generator)
+
+
+def shifted(batch: Batch, generator: torch.Generator) -> Batch:
+    """The same images, each shifted by up to 4 pixels and flipped at random."""
+    size, side = len(batch), batch.images.shape[-1]
+    images = transforms.pad(batch.images, 4, padding_mode="reflect")
     shifts = torch.randint(9, (size, 2), generator=generator).tolist()
     images = [i[:, y : y + side, x : x + side] for i, (y, x) in zip(images, shifts, strict=True)]
     flips = torch.rand(size, generator=generator) < 0.5
     images = [i.flip(2) if flip else i for i, flip in zip(images, flips, strict=True)]
-    return Batch(torch.stack(images), samples.labels[chosen], samples.class_names, samples.dataset)
+    return Batch(torch.stack(images), batch.labels, batch.class_names, batch.dataset)
 
 
 def untrained_settings(

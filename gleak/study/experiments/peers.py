@@ -1,6 +1,13 @@
-"""breaching (PyPI, 0.1.2) beside the study's attacks: same images, network, labels and time."""
+"""Other programs beside the study's attacks: same images, network, labels and time.
 
+breaching (PyPI, 0.1.2), and SME's authors' own code, from a checkout.
+"""
+
+import contextlib
+import copy
+import io
 import multiprocessing
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -13,6 +20,7 @@ from torch import nn
 import gleak
 from gleak.data import Batch
 from gleak.study.experiments.budget import iterations_within
+from gleak.study.experiments.checkouts import load
 from gleak.study.experiments.searches import DISTINCT
 from gleak.update import GradientUpdate, Update, WeightsUpdate
 
@@ -36,12 +44,16 @@ def one_run(
     lr: float | None,
     given: bool,
     threads: int,
+    epochs: int = 1,
+    folder: str | None = None,
 ) -> dict[str, Any]:
     """Scores, baselines, time and memory of one attack on one batch; batch norm in eval mode.
 
-    seconds: of the processor, for the study's own attack, which has no set number of iterations;
-    lr: of a client that sends weights after one local step for each image, None for a gradient;
-    given: whether the labels are, or the study's attacks work with those that they restore.
+    attack: of the study's, "breaching", "sme-authors" (which takes labels as given), or "sme" for
+    Inverting Gradients with the study's version of SME; seconds: of the processor, for the study's
+    own attack, which has no set number of iterations; lr: of a client that sends weights after one
+    local step for each image in each of `epochs`, None for a gradient; given: whether the labels
+    are, or the study's attacks work with those that they restore; folder: with SME's checkout.
     """
     torch.set_num_threads(threads)
     batch = gleak.load_batch("cifar10-samples", indices=DISTINCT[:size])
@@ -50,17 +62,23 @@ def one_run(
     if lr is None:
         update = gleak.fedsgd(network, batch, training=False)
     else:
-        local: dict[str, Any] = {"batch_size": 1, "lr": lr, "shuffle_seed": None}
+        local: dict[str, Any] = {"batch_size": 1, "lr": lr, "shuffle_seed": None, "epochs": epochs}
         update = gleak.fedavg(network, batch, training=False, **local)
     counts = batch.label_counts if given else gleak.restore_labels(update, "gleak")
     if attack == "breaching":
         run = breaching(update, batch, seed, lr, given)
+    elif attack == "sme-authors":
+        run = sme(update, batch, seed, Path(folder or "."))
     else:
-        model_of_update = "unrolled" if lr is not None and attack == "gleak" else "equivalent"
+        settings: dict[str, Any] = {"seed": seed, "progress": False, "update_model": "equivalent"}
+        if lr is not None and attack == "gleak":  # many steps cost too much to simulate each
+            settings["update_model"] = "unrolled" if epochs == 1 else None
+        if attack == "sme":
+            settings["update_model"] = "sme"
+        named = "inverting-gradients" if attack == "sme" else attack
 
         def run(iterations: int) -> torch.Tensor:
-            settings: Any = {"seed": seed, "progress": False, "update_model": model_of_update}
-            return gleak.invert(update, counts, attack, iterations=iterations, **settings).images
+            return gleak.invert(update, counts, named, iterations=iterations, **settings).images
 
         run(2)  # what is set up when it is first used
     base = resident_mb(forget=True)  # with all modules loaded
@@ -138,5 +156,42 @@ def breaching(
         torch.manual_seed(seed)
         found, _ = attacker.reconstruct([payload], [shared], {}, dryrun=False)
         return (found["data"].detach() * normalise.std + normalise.mean).clamp(0, 1)
+
+    return attack
+
+
+def sme(update: Update, batch: Batch, seed: int, folder: Path) -> Callable[[int], torch.Tensor]:
+    """The authors' SME with their settings for CIFAR, as a function of the iterations.
+
+    Shims: it gets both networks without their first layer, as it normalises outside of them; what
+    it saves goes to a folder that is then removed. Its images start from the seed.
+    """
+    assert isinstance(update, WeightsUpdate)
+    module = load(folder / "surrogate_model_extension", "sme.Adversary.adversary")
+    after = copy.deepcopy(update.model)
+    with torch.no_grad():
+        for name, parameter in after.named_parameters():
+            parameter.copy_(update.weights_after[name])
+    normalise = update.model[0]  # type: ignore[index]
+    mean, std = normalise.mean, normalise.std
+
+    def attack(iterations: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as results, contextlib.redirect_stdout(io.StringIO()):
+            adversary = module.IWU(
+                trainloader=[((batch.images - mean) / std, batch.labels)],
+                setup={"device": torch.device("cpu"), "dtype": torch.float},
+                alpha=0.5,
+                test_steps=iterations,
+                path_to_res=results,
+                mean_std=(mean.flatten().tolist(), std.flatten().tolist()),
+                lamb=0.01,
+            )
+            adversary.net0 = copy.deepcopy(update.model)[1]  # type: ignore[index]
+            adversary.net1 = after[1]  # type: ignore[index]
+            adversary.reconstruction(
+                eta=1, beta=0.001, iters=iterations, lr_decay=True, save_figure=False
+            )
+        return (adversary.x.detach() * std + mean).clamp(0, 1)
 
     return attack
