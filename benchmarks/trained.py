@@ -3,8 +3,9 @@
     python benchmarks/trained.py book/results/09_trained.csv [--seeds 5]
 
 Each row is one image: PSNR of what an attack finds, beside its 8x8 thumbnail and a flat colour.
-Cells are stored as they end, so an interrupted command goes on where it stopped; the file is written
-when all that were asked for are done. With `gleak` about six minutes of CPU time for each network.
+Cells are stored as they end, so an interrupted command goes on where it stopped; the file is
+written when all that were asked for are done. With `gleak` about six minutes of CPU time for each
+network.
 The paper's attack, by `--attacks general --iterations 1000`, goes to a file of its own.
 """
 
