@@ -24,10 +24,30 @@ with extra("figures"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEGEND = 5.6  # inches, of a figure: three names of attacks fit side by side
+PAGE = 5.25  # inches: so wide a figure fits a phone, with its 10 points at 9 pixels
 STYLE = rc_params_from_file(
     Path(__file__).with_name("figures.mplstyle"), use_default_template=False
 )
+
+
+def across(pictures: int) -> float:
+    """Inches for pictures side by side: up to five fit a phone, more of them scroll there."""
+    return min(1.35 * max(pictures, 3) + 0.45, PAGE) if pictures <= 5 else 1.05 * pictures
+
+
+def short(name: str) -> str:
+    """A name in lines that fit over a picture."""
+    return textwrap.fill(name, 12)
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The names of an axis above the whole figure, in as many columns as fit."""
+    handles, labels = axis.get_legend_handles_labels()
+    for columns in range(min(3, len(labels)), 0, -1):
+        box = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+        if columns == 1 or box.get_window_extent().width <= figure.bbox.width:
+            return
+        box.remove()
 
 
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
@@ -37,11 +57,11 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, count, figsize=(1.35 * max(count, 2) + 0.4, 3.4), squeeze=False, layout="constrained"
+            2, count, figsize=(across(count), 3.4), squeeze=False, layout="constrained"
         )
         for column in range(count):
-            guess = batch.class_names[labels[column]]
-            show_image(axes[0, column], batch.images[column], batch.names[column])
+            guess = short(batch.class_names[labels[column]])
+            show_image(axes[0, column], batch.images[column], short(batch.names[column]))
             show_image(
                 axes[1, column], restored[column], f"{guess}\n{scores['psnr'][column]:.1f} dB"
             )
@@ -63,7 +83,7 @@ def convergence(result: Inversion) -> tuple[Figure, str]:
     matched = "gradient" if result.attack is None or result.attack.match else "features"
     distance = result.history["distance" if matched == "gradient" else "features"]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+        figure, axis = plt.subplots(figsize=(PAGE, 2.6), layout="constrained")
         axis.semilogy(distance.index, distance)
         axis.set_xlabel("iteration")
         axis.set_ylabel(f"{matched} distance")
@@ -83,12 +103,12 @@ def comparison(
         figure, axes = plt.subplots(
             1 + len(results),
             count,
-            figsize=(1.3 * max(count, 3) + 0.6, 1.55 * (1 + len(results))),
+            figsize=(across(count), 1.55 * (1 + len(results))),
             squeeze=False,
             layout="constrained",
         )
         for column in range(count):
-            show_image(axes[0, column], batch.images[column], batch.names[column])
+            show_image(axes[0, column], batch.images[column], short(batch.names[column]))
             for row, (result, scores) in enumerate(results.values(), start=1):
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
@@ -106,12 +126,12 @@ def comparison(
 def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) -> tuple[Figure, str]:
     """The columns of a table over its index, both axes logarithmic; the figure and its alt text."""
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
+        figure, axis = plt.subplots(figsize=(PAGE, 3.2), layout="constrained")
         for name, marker in zip(table.columns, "osd^v", strict=False):
             axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
         axis.set_xlabel(horizontal)
         axis.set_ylabel(vertical)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        legend(figure, axis)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
 
 
@@ -171,7 +191,7 @@ def dots(
     rows, kinds = list(frame[row].unique()), list(frame[series].unique())
     shared = int(frame.groupby(row)[series].nunique().max())  # marks in a line of the figure
     with plt.rc_context(STYLE):
-        size = LEGEND, (0.16 + 0.09 * shared) * len(rows) + 1.2
+        size = PAGE, (0.16 + 0.09 * shared) * len(rows) + 1.2
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         for index, kind in enumerate(kinds):
             found = frame[frame[series] == kind].groupby(row, sort=False)[value]
@@ -191,14 +211,13 @@ def dots(
                 rotation=90,
                 ha="right",
                 va="top",
-                fontsize=8,
                 color="0.35",
             )
         axis.set_xlabel(value)
         axis.grid(axis="y", color="0.92", linewidth=0.8)
         axis.set_yticks(range(len(rows)), rows)
         axis.invert_yaxis()
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        legend(figure, axis)
     alt = (
         f"Dots with ranges for {', '.join(map(str, rows))}, by {', '.join(map(str, kinds))}: "
         f"{value}. {summary}"
@@ -210,7 +229,7 @@ def show_image(axis: Axes, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     pixels = image.permute(1, 2, 0).cpu()
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

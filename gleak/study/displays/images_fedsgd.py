@@ -499,7 +499,9 @@ def verdict_on_images(
             rows.append((where, criterion.image_columns(runs, ["seed"], match=["case"])))
     images = example(results)
     size = len(results["gleak"][1])
-    where = setting(f"this page: {model}, {size} images", images=size, more=on(model))
+    where = setting(
+        f"one gradient of the chapter's own: {model}, {size} images", images=size, more=on(model)
+    )
     rows.append((where, criterion.image_columns(images, [], name="gradient")))
     verdict([2], rows)
 
