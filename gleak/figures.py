@@ -179,19 +179,22 @@ def dots(
     row: str,
     value: str,
     series: str,
+    order: Sequence[str] | None = None,
     lines: Mapping[str, float] | None = None,
     ends: Callable[[pd.Series], tuple[float, float]] = spread,
 ) -> tuple[Figure, str]:
     """Means over repeats as dots with a line, by default over their range, and the alt text.
 
     frame: a row for each repeat. row: the column that names the line of the figure, in the order in
-    which they come; series: the one that gives the colour; value: the number. lines: words -> where
+    which they come; series: the one that gives the colour; value: the number. order: of the series, and so of their
+    colours; else as they come. lines: words -> where
     to draw a line across. ends: of the line through a dot, from its repeats.
     """
-    rows, kinds = list(frame[row].unique()), list(frame[series].unique())
+    rows, found_kinds = list(frame[row].unique()), list(frame[series].unique())
+    kinds = [kind for kind in order or found_kinds if kind in found_kinds]
     shared = int(frame.groupby(row)[series].nunique().max())  # marks in a line of the figure
     with plt.rc_context(STYLE):
-        size = PAGE, (0.16 + 0.09 * shared) * len(rows) + 1.2
+        size = PAGE, (0.15 + 0.08 * shared) * len(rows) + 1.2
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         for index, kind in enumerate(kinds):
             found = frame[frame[series] == kind].groupby(row, sort=False)[value]

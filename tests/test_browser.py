@@ -30,7 +30,9 @@ FACTS = """() => ({
   height: document.documentElement.scrollHeight,
   letters: [...document.querySelectorAll("article svg text")].filter(t => t.checkVisibility())
     .filter(t => !t.closest("mjx-container"))
-    .map(t => [parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a, t.textContent]),
+    .map(t => [t, t.getScreenCTM()])  // which may turn it, too
+    .map(([t, m]) => [parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b),
+      t.textContent]),
   unsigned: [...document.querySelectorAll(
     ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container, .highlight > pre")]
     .filter(b => b.scrollWidth - b.clientWidth >= 16 && b.checkVisibility())

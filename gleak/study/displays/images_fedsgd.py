@@ -240,6 +240,7 @@ def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
         row="setting",
         value=axis,
         series="attack",
+        order=[name(a, "attack") for a in [*reversed(OURS), *SHOWN[len(OURS) :]]],  # as elsewhere
         lines={"": 0},
         ends=interval_ends,
     )
