@@ -349,16 +349,17 @@ def cell(rows: pd.DataFrame, column: str) -> str:
         return ""
     found = combined(chosen)
     row = telling(chosen, found.grade)
-    number, failed = bare(row.short), chosen[chosen.grade == FAILS]
+    numbers, failed = [bare(row.short)], chosen[chosen.grade == FAILS]
     if found.grade == CONDITION and len(failed):
         worst = failed.loc[failed["mean"].astype(float).idxmin()]
-        number = f"{number} to {bare(worst.short)}"
-    who = "paper " if column == "paper" else ""
+        numbers.append(f"to {bare(worst.short)}")
+    number = " ".join(f'<span class="part">{html.escape(part)}</span>' for part in numbers)
+    who = '<span class="who">paper </span>' if column == "paper" else ""
     about = f"{capital(source(row.chapter))}, {row.setting}: {row.numbers}; {row.reason}."
     return (
         f'<a class="badge-{BADGES[found.grade]} {column}" href="{row.link}" '
         f'title="{html.escape(about)}">{who}'
-        f'<span class="gleak-unseen">{found.grade}: </span> {html.escape(number)}</a>'
+        f'<span class="gleak-unseen">{found.grade}: </span>{number}</a>'
     )
 
 
