@@ -103,7 +103,7 @@ def comparison(
         figure, axes = plt.subplots(
             1 + len(results),
             count,
-            figsize=(across(count), 1.55 * (1 + len(results))),
+            figsize=(across(count), 1.45 * (1 + len(results)) + 0.1),
             squeeze=False,
             layout="constrained",
         )
