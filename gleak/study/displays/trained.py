@@ -29,7 +29,7 @@ def cells(stored: pd.DataFrame) -> pd.DataFrame:
 def cell_table(stored: pd.DataFrame) -> pd.DataFrame:
     """The cells with one name each, so that on a phone the result stands beside it."""
     table = cells(stored)
-    several = stored.format.nunique() > 1
+    several = len(stored.format.unique()) > 1
     table.index = pd.Index(
         [
             f"{mode} mode, {size} digit{'s'[: size > 1]}" + (f", {form}" if several else "")
