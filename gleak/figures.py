@@ -186,8 +186,9 @@ def dots(
     """Means over repeats as dots with a line, by default over their range, and the alt text.
 
     frame: a row for each repeat. row: the column that names the line of the figure, in the order in
-    which they come; series: the one that gives the colour; value: the number. order: of the series, and
-    so of their colours; else as they come. lines: words -> where to draw a line across. ends: of the line through a dot, from its repeats.
+    which they come; series: the one that gives the colour; value: the number. order: of the series,
+    and so of their colours; else as they come. lines: words -> where to draw a line across. ends:
+    of the line through a dot, from its repeats.
     """
     rows, found_kinds = list(frame[row].unique()), list(frame[series].unique())
     kinds = [kind for kind in order or found_kinds if kind in found_kinds]
