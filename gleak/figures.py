@@ -230,7 +230,7 @@ def dots(
 
 def show_image(axis: Axes, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
-    pixels = image.permute(1, 2, 0).cpu()
+    pixels = image.permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     axis.set_title(title)
     axis.set_xticks([])

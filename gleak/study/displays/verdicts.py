@@ -254,7 +254,7 @@ def case(records: pd.DataFrame, number: int, column: str) -> str:
     row = telling(rows, grade)
     start = capital(case_name(grade)) if settings(rows) > 1 else "Measured"
     measured = f"{row.setting}, {method(row)}: {row.numbers}"
-    return f"{start} ({source(row.chapter)}): {measured}. {capital(row.reason)}."
+    return f"{start} ({source(row.chapter)}). {capital(measured)}. {capital(row.reason)}."
 
 
 def capital(words: str) -> str:
