@@ -32,10 +32,10 @@ def cell_table(stored: pd.DataFrame) -> pd.DataFrame:
     several = len(stored.format.unique()) > 1
     table.index = pd.Index(
         [
-            f"{mode} mode, {size} digit{'s'[: size > 1]}" + (f", {form}" if several else "")
+            f"{mode}, {size} digit{'s'[: size > 1]}" + (f", {form}" if several else "")
             for mode, form, size in table.index
         ],
-        name="batch norm, batch",
+        name="batch norm",
     )
     return table
 

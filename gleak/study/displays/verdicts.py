@@ -76,6 +76,7 @@ CLAIMS = {
         "does worse than its rival GradInversion",
     ),
 }
+SPELT = {"fedsgd": "FedSGD", "fedavg": "FedAvg", "imagenet": "ImageNet"}  # in a chapter's name
 LEAKS = (1, 2, 3, 6)  # claims that something leaks: what points to it is said, proven or not
 WHO = {"paper": "the paper's method", "any": "the best method of this study"}
 STYLES = {
@@ -272,8 +273,12 @@ def source(chapter: str) -> str:
 
 
 def title(chapter: str) -> str:
-    """A chapter's name with its number: `07 wrong label`."""
-    return chapter.replace("_", " ")
+    """A chapter's name with its number.
+
+    >>> title("04_images_fedsgd")
+    '04 images FedSGD'
+    """
+    return " ".join(SPELT.get(word, word) for word in chapter.split("_"))
 
 
 def marks(records: pd.DataFrame) -> tuple[Figure, str]:
