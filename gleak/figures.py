@@ -22,7 +22,9 @@ with extra("figures"):
     import matplotlib.pyplot as plt
     from matplotlib import rc_params_from_file
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 PAGE = 5.25  # inches: so wide a figure fits a phone, with its 10 points at 9 pixels
 STYLE = rc_params_from_file(
@@ -48,6 +50,15 @@ def legend(figure: Figure, axis: Axes) -> None:
         if columns == 1 or box.get_window_extent().width <= figure.bbox.width:
             return
         box.remove()
+
+
+def plain_ticks(*sides: Axis) -> None:
+    """Numbers as people write them on logarithmic axes: an exponent is too small for a phone."""
+    for side in sides:
+        low, high = side.get_view_interval()
+        side.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 3.0)))
+        side.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        side.set_minor_formatter(NullFormatter())
 
 
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
@@ -85,6 +96,7 @@ def convergence(result: Inversion) -> tuple[Figure, str]:
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(PAGE, 2.6), layout="constrained")
         axis.semilogy(distance.index, distance)
+        plain_ticks(axis.yaxis)
         axis.set_xlabel("iteration")
         axis.set_ylabel(f"{matched} distance")
     alt = (
@@ -129,6 +141,7 @@ def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) ->
         figure, axis = plt.subplots(figsize=(PAGE, 3.2), layout="constrained")
         for name, marker in zip(table.columns, "osd^v", strict=False):
             axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
+        plain_ticks(axis.xaxis, axis.yaxis)
         axis.set_xlabel(horizontal)
         axis.set_ylabel(vertical)
         legend(figure, axis)

@@ -28,8 +28,8 @@ FACTS = """() => ({
   wrong: document.querySelectorAll("[data-mml-node=merror]").length,
   width: document.documentElement.scrollWidth,
   height: document.documentElement.scrollHeight,
-  letters: [...document.querySelectorAll("article svg text")].filter(t => t.checkVisibility())
-    .filter(t => !t.closest("mjx-container"))
+  letters: [...document.querySelectorAll("article svg :is(text, tspan)")]
+    .filter(t => t.checkVisibility() && !t.closest("mjx-container"))
     .map(t => [t, t.getScreenCTM()])  // which may turn it, too
     .map(([t, m]) => [parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b),
       t.textContent]),

@@ -101,7 +101,9 @@ def test_on_a_phone_all_text_is_nine_pixels_high_and_inside(batch, result):
     ):
         figure.draw_without_rendering()
         assert figure.get_figwidth() <= figures.PAGE
-        smallest = min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text())
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert not any("^" in text.get_text() for text in texts)  # exponents are smaller
+        smallest = min(text.get_fontsize() for text in texts)
         assert smallest * 342 / (72 * figures.PAGE) > 9  # a phone of 390 pixels has 342 for it
         for names in figure.legends:
             assert names.get_window_extent().width <= figure.bbox.width

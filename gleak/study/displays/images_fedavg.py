@@ -296,6 +296,7 @@ def drift(stored: pd.DataFrame) -> tuple[Figure, str]:
             axis.axhline(four.thumb8.mean(), color="0.5", linestyle=":", label="8×8 thumbnails")
             axis.axhline(four.mean_colour.mean(), color="0.5", linestyle="--", label="mean colour")
             axis.set(title=WORDS[attack], xscale="log", ylabel="PSNR (dB)")
+            figures.plain_ticks(axis.xaxis)
         axes[-1].set_xlabel("turn: 1 - cosine of first and last gradient")
         figures.legend(figure, axes[0])
     alt = (

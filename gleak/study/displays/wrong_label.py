@@ -260,6 +260,7 @@ def pull_lines(
             axis.loglog(NOISE, wrong[:, ~others].mean(1), "X-", ms=4, label="one wrong: that image")
             title = {"l2": "L2"}.get(distance, distance)
             axis.set(title=title, xlabel="noise on the pixels")
+            figures.plain_ticks(axis.xaxis, axis.yaxis)
         axes[0].set_ylabel("pull at an image")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure, (
