@@ -190,7 +190,9 @@ def pairs(report: Report) -> tuple[Figure, str] | None:
     if not shown:
         return None
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(shown), figsize=(across(len(shown)), 3.2), squeeze=False)
+        figure, axes = plt.subplots(
+            2, len(shown), figsize=(across(len(shown)), 2.8), squeeze=False, layout="constrained"
+        )
         for column, (batch, index, row) in enumerate(shown):
             show_image(axes[0, column], batch.images[index], "")
             show_image(axes[1, column], page.pixels(row["picture"]), f"{row['psnr']:.1f} dB")
