@@ -207,7 +207,7 @@ def dots(
     kinds = [kind for kind in order or found_kinds if kind in found_kinds]
     shared = int(frame.groupby(row)[series].nunique().max())  # marks in a line of the figure
     with plt.rc_context(STYLE):
-        size = PAGE, (0.14 + 0.075 * shared) * len(rows) + 1.2
+        size = PAGE, (0.13 + 0.07 * shared) * len(rows) + 1.2
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         for index, kind in enumerate(kinds):
             found = frame[frame[series] == kind].groupby(row, sort=False)[value]
