@@ -38,6 +38,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const row of document.querySelectorAll(".bd-content article tr")) {
     const before = row.previousElementSibling?.firstColumn ?? 0;  // rows that a cell above still spans
     if (!before) row.cells[0]?.classList.add("stays");
+    if (!before && row.cells[0]?.textContent.length > 12) row.cells[0].classList.add("words");
     row.firstColumn = (before || row.cells[0]?.rowSpan || 1) - 1;
   }
   const boxes = ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container, .highlight > pre";
