@@ -22,12 +22,43 @@ with extra("figures"):
     import matplotlib.pyplot as plt
     from matplotlib import rc_params_from_file
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-LEGEND = 5.6  # inches, of a figure: three names of attacks fit side by side
+PAGE = 5.25  # inches: so wide a figure fits a phone, with its 10 points at 9 pixels
 STYLE = rc_params_from_file(
     Path(__file__).with_name("figures.mplstyle"), use_default_template=False
 )
+
+
+def across(pictures: int) -> float:
+    """Inches for pictures side by side: up to five fit a phone, more of them scroll there."""
+    return min(1.35 * max(pictures, 3) + 0.45, PAGE) if pictures <= 5 else 1.05 * pictures
+
+
+def short(name: str) -> str:
+    """A name in lines that fit over a picture."""
+    return textwrap.fill(name, 12)
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The names of an axis above the whole figure, in as many columns as fit."""
+    handles, labels = axis.get_legend_handles_labels()
+    for columns in range(min(3, len(labels)), 0, -1):
+        box = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+        if columns == 1 or box.get_window_extent().width <= figure.bbox.width:
+            return
+        box.remove()
+
+
+def plain_ticks(*sides: Axis) -> None:
+    """Numbers as people write them on logarithmic axes: an exponent is too small for a phone."""
+    for side in sides:
+        low, high = side.get_view_interval()
+        side.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 3.0)))
+        side.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        side.set_minor_formatter(NullFormatter())
 
 
 def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figure, str]:
@@ -37,11 +68,11 @@ def gallery(batch: Batch, result: Inversion, scores: pd.DataFrame) -> tuple[Figu
     count = len(batch)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, count, figsize=(1.35 * max(count, 2) + 0.4, 3.4), squeeze=False, layout="constrained"
+            2, count, figsize=(across(count), 3.4), squeeze=False, layout="constrained"
         )
         for column in range(count):
-            guess = batch.class_names[labels[column]]
-            show_image(axes[0, column], batch.images[column], batch.names[column])
+            guess = short(batch.class_names[labels[column]])
+            show_image(axes[0, column], batch.images[column], short(batch.names[column]))
             show_image(
                 axes[1, column], restored[column], f"{guess}\n{scores['psnr'][column]:.1f} dB"
             )
@@ -63,8 +94,9 @@ def convergence(result: Inversion) -> tuple[Figure, str]:
     matched = "gradient" if result.attack is None or result.attack.match else "features"
     distance = result.history["distance" if matched == "gradient" else "features"]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+        figure, axis = plt.subplots(figsize=(PAGE, 2.6), layout="constrained")
         axis.semilogy(distance.index, distance)
+        plain_ticks(axis.yaxis)
         axis.set_xlabel("iteration")
         axis.set_ylabel(f"{matched} distance")
     alt = (
@@ -83,12 +115,12 @@ def comparison(
         figure, axes = plt.subplots(
             1 + len(results),
             count,
-            figsize=(1.3 * max(count, 3) + 0.6, 1.55 * (1 + len(results))),
+            figsize=(across(count), 1.45 * (1 + len(results)) + 0.1),
             squeeze=False,
             layout="constrained",
         )
         for column in range(count):
-            show_image(axes[0, column], batch.images[column], batch.names[column])
+            show_image(axes[0, column], batch.images[column], short(batch.names[column]))
             for row, (result, scores) in enumerate(results.values(), start=1):
                 image = result.images[scores["match"][column]]
                 show_image(axes[row, column], image, f"{scores['psnr'][column]:.1f} dB")
@@ -106,12 +138,13 @@ def comparison(
 def curves(table: pd.DataFrame, horizontal: str, vertical: str, summary: str) -> tuple[Figure, str]:
     """The columns of a table over its index, both axes logarithmic; the figure and its alt text."""
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
+        figure, axis = plt.subplots(figsize=(PAGE, 3.2), layout="constrained")
         for name, marker in zip(table.columns, "osd^v", strict=False):
             axis.loglog(table.index, table[name], marker=marker, markersize=4, label=name)
+        plain_ticks(axis.xaxis, axis.yaxis)
         axis.set_xlabel(horizontal)
         axis.set_ylabel(vertical)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        legend(figure, axis)
     return figure, f"Lines for {', '.join(table.columns)}: {vertical} over {horizontal}. {summary}"
 
 
@@ -159,19 +192,22 @@ def dots(
     row: str,
     value: str,
     series: str,
+    order: Sequence[str] | None = None,
     lines: Mapping[str, float] | None = None,
     ends: Callable[[pd.Series], tuple[float, float]] = spread,
 ) -> tuple[Figure, str]:
     """Means over repeats as dots with a line, by default over their range, and the alt text.
 
     frame: a row for each repeat. row: the column that names the line of the figure, in the order in
-    which they come; series: the one that gives the colour; value: the number. lines: words -> where
-    to draw a line across. ends: of the line through a dot, from its repeats.
+    which they come; series: the one that gives the colour; value: the number. order: of the series,
+    and so of their colours; else as they come. lines: words -> where to draw a line across. ends:
+    of the line through a dot, from its repeats.
     """
-    rows, kinds = list(frame[row].unique()), list(frame[series].unique())
+    rows, found_kinds = list(frame[row].unique()), list(frame[series].unique())
+    kinds = [kind for kind in order or found_kinds if kind in found_kinds]
     shared = int(frame.groupby(row)[series].nunique().max())  # marks in a line of the figure
     with plt.rc_context(STYLE):
-        size = LEGEND, (0.16 + 0.09 * shared) * len(rows) + 1.2
+        size = PAGE, (0.13 + 0.07 * shared) * len(rows) + 1.2
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         for index, kind in enumerate(kinds):
             found = frame[frame[series] == kind].groupby(row, sort=False)[value]
@@ -191,14 +227,13 @@ def dots(
                 rotation=90,
                 ha="right",
                 va="top",
-                fontsize=8,
                 color="0.35",
             )
         axis.set_xlabel(value)
         axis.grid(axis="y", color="0.92", linewidth=0.8)
         axis.set_yticks(range(len(rows)), rows)
         axis.invert_yaxis()
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        legend(figure, axis)
     alt = (
         f"Dots with ranges for {', '.join(map(str, rows))}, by {', '.join(map(str, kinds))}: "
         f"{value}. {summary}"
@@ -208,9 +243,9 @@ def dots(
 
 def show_image(axis: Axes, image: torch.Tensor, title: str) -> None:
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
-    pixels = image.permute(1, 2, 0).cpu()
+    pixels = image.permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -28,13 +28,25 @@ FACTS = """() => ({
   wrong: document.querySelectorAll("[data-mml-node=merror]").length,
   width: document.documentElement.scrollWidth,
   height: document.documentElement.scrollHeight,
-  scales: [...document.querySelectorAll(".gleak-figure > svg")].filter(s => s.checkVisibility())
-    .map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width),
+  letters: [...document.querySelectorAll("article svg :is(text, tspan)")]
+    .filter(t => t.checkVisibility() && !t.closest("mjx-container"))
+    .map(t => [t, t.getScreenCTM()])  // which may turn it, too
+    .map(([t, m]) => [parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b),
+      t.textContent]),
   unsigned: [...document.querySelectorAll(
-    ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container")]
-    .filter(b => b.scrollWidth > b.clientWidth + 1 && b.checkVisibility())
-    .filter(b => !b.previousElementSibling?.matches(".gleak-more:not([hidden])"))
+    ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container, .highlight > pre")]
+    .filter(b => b.scrollWidth - b.clientWidth >= 16 && b.checkVisibility())
+    .filter(b => b.tabIndex !== 0 || !(b.matches("pre") ? b.nextElementSibling
+      : b.previousElementSibling)?.matches(".gleak-more:not([hidden])"))
     .map(b => b.textContent.slice(0, 40)),
+  needless: [...document.querySelectorAll(".gleak-more:not([hidden])")]
+    .filter(s => s.checkVisibility()).filter(s => {
+      const b = s.previousElementSibling?.matches("pre.more") ? s.previousElementSibling
+        : s.nextElementSibling;
+      return b.scrollWidth - b.clientWidth < 16;
+    }).map(s => s.parentElement.textContent.slice(0, 40)),
+  cut: [...document.querySelectorAll(".gleak-scroll.matrix")]
+    .filter(b => b.scrollWidth > b.clientWidth + 1).length,
 })"""
 
 
@@ -110,15 +122,6 @@ def violations(page, *rules):
 
 # Appendices, the reference and what is looked up may be long.
 MAY_BE_LONG = re.compile(r"notebooks/\d\da_|book/(api|changelog|[a-z]+-notes)$")
-STILL_LONG = {  # these have to become shorter
-    "notebooks/02_labels_fedsgd",
-    "notebooks/04_images_fedsgd",
-    "notebooks/05_imagenet",
-    "notebooks/06_images_fedavg",
-    "notebooks/07_wrong_label",
-    "notebooks/10_ingredients",
-    "notebooks/12_verdicts",
-}
 SCREENS = 12  # of 900 pixels
 
 
@@ -133,11 +136,13 @@ def test_page(page, name):
     assert facts["width"] <= 1280
     assert facts["unsigned"] == []
     page.set_viewport_size({"width": 1440, "height": 900})
+    page.evaluate("() => new Promise(requestAnimationFrame)")  # the signs are there
     facts = page.evaluate(FACTS)
     assert facts["width"] <= 1440
+    assert facts["unsigned"] == facts["needless"] == []
+    assert facts["cut"] == 0  # of the matrix of verdicts all columns show
     long = facts["height"] > SCREENS * 900
-    excused = name in STILL_LONG or MAY_BE_LONG.match(name)
-    assert excused or not long, f"{facts['height'] / 900:.1f} screens"
+    assert MAY_BE_LONG.match(name) or not long, f"{facts['height'] / 900:.1f} screens"
     assert violations(page) == []
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert violations(page, "color-contrast") == []
@@ -145,8 +150,8 @@ def test_page(page, name):
     page.evaluate("() => new Promise(requestAnimationFrame)")  # the signs are there
     facts = page.evaluate(FACTS)
     assert facts["width"] <= 390
-    assert facts["unsigned"] == []
-    assert min(facts["scales"], default=1) > 0.84  # 10 points of a figure are 8.4 pixels or more
+    assert facts["unsigned"] == facts["needless"] == []
+    assert [words for size, words in facts["letters"] if size < 8.95] == []  # pixels, in figures
 
 
 def test_formulas_are_rendered_somewhere(page):

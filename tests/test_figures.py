@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from matplotlib.text import Text
 
 import gleak
 from gleak import figures
@@ -85,3 +86,24 @@ def test_heatmaps_show_every_number_in_its_place():
     assert (low.get_xlabel(), low.get_ylabel(), bar.get_ylabel()) == ("lr", "epochs", "PSNR")
     assert low.images[0].get_clim() == high.images[0].get_clim() == (1, 14.04)
     assert alt == "Fields of numbers for low, high: PSNR. All rise."
+
+
+def test_on_a_phone_all_text_is_nine_pixels_high_and_inside(batch, result):
+    frame = pd.DataFrame({"name": list("abcd"), "gain": [1.0, 2.0, 3.0, 4.0]})
+    frame["kind"] = [f"an attack with a long name, {number}" for number in range(4)]
+    scores = gleak.score(result.images, batch.images)
+    table = pd.DataFrame({"a": [1.0, 2.0]}, index=[1.0, 2.0])
+    for figure, _ in (
+        figures.gallery(batch, result, scores),
+        figures.comparison(batch, {"attack": (result, scores)}),
+        figures.curves(table, "x", "y", ""),
+        figures.dots(frame, "", row="name", value="gain", series="kind", lines={"bar": 1}),
+    ):
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() <= figures.PAGE
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert not any("^" in text.get_text() for text in texts)  # exponents are smaller
+        smallest = min(text.get_fontsize() for text in texts)
+        assert smallest * 342 / (72 * figures.PAGE) > 9  # a phone of 390 pixels has 342 for it
+        for names in figure.legends:
+            assert names.get_window_extent().width <= figure.bbox.width

@@ -38,18 +38,25 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const row of document.querySelectorAll(".bd-content article tr")) {
     const before = row.previousElementSibling?.firstColumn ?? 0;  // rows that a cell above still spans
     if (!before) row.cells[0]?.classList.add("stays");
+    if (!before && row.cells[0]?.textContent.length > 12) row.cells[0].classList.add("words");
     row.firstColumn = (before || row.cells[0]?.rowSpan || 1) - 1;
   }
-  const boxes = ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container";
+  const boxes = ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container, .highlight > pre";
+  const little = 16;  // pixels; so little hidden is a margin, and no sign is due
   for (const box of document.querySelectorAll(boxes)) {
     const sign = document.createElement("span");
     sign.className = "gleak-more";
     sign.setAttribute("aria-hidden", "true");
-    sign.textContent = "there is more \u2192";
-    box.before(sign);
+    if (box.matches("pre")) {  // most code has some: an arrow in its corner, no words
+      sign.textContent = "\u2192";
+      box.after(sign);
+    } else {
+      sign.textContent = "there is more \u2192";
+      box.before(sign);
+    }
     const look = () => {
       const hidden = box.scrollWidth - box.clientWidth;
-      sign.hidden = hidden - box.scrollLeft < 2;
+      sign.hidden = hidden - box.scrollLeft < little;
       box.classList.toggle("more", !sign.hidden);
       if (hidden > 0) box.tabIndex = 0; else box.removeAttribute("tabindex");
     };

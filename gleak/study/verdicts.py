@@ -14,6 +14,7 @@ MIME = "application/vnd.gleak.verdict+json"
 FOLDER = "GLEAK_NOTEBOOKS"  # where a chapter that sums up finds the notebooks of its profile
 
 COLUMNS = {"paper": "the paper's method as published", "any": "any method of this study"}
+OWN = "the chapter's own runs"  # as opposed to recorded ones; read on other pages, too
 FEW = 8  # images: few up to here, then many
 SMALL = 64  # pixels a side: small up to here (mostly 32), then large (112 to 224)
 

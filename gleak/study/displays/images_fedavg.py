@@ -296,8 +296,9 @@ def drift(stored: pd.DataFrame) -> tuple[Figure, str]:
             axis.axhline(four.thumb8.mean(), color="0.5", linestyle=":", label="8×8 thumbnails")
             axis.axhline(four.mean_colour.mean(), color="0.5", linestyle="--", label="mean colour")
             axis.set(title=WORDS[attack], xscale="log", ylabel="PSNR (dB)")
+            figures.plain_ticks(axis.xaxis)
         axes[-1].set_xlabel("turn: 1 - cosine of first and last gradient")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        figures.legend(figure, axes[0])
     alt = (
         "Three panels, PSNR over the turn of the gradient. The paper's procedure falls first; "
         "matching in the middle keeps its level longer; the study's procedure starts highest. "

@@ -240,6 +240,7 @@ def landscape(stored: pd.DataFrame) -> tuple[Figure, str]:
         row="setting",
         value=axis,
         series="attack",
+        order=[name(a, "attack") for a in [*reversed(OURS), *SHOWN[len(OURS) :]]],  # as elsewhere
         lines={"": 0},
         ends=interval_ends,
     )
@@ -499,7 +500,9 @@ def verdict_on_images(
             rows.append((where, criterion.image_columns(runs, ["seed"], match=["case"])))
     images = example(results)
     size = len(results["gleak"][1])
-    where = setting(f"this page: {model}, {size} images", images=size, more=on(model))
+    where = setting(
+        f"one gradient of the chapter's own: {model}, {size} images", images=size, more=on(model)
+    )
     rows.append((where, criterion.image_columns(images, [], name="gradient")))
     verdict([2], rows)
 

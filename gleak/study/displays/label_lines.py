@@ -13,7 +13,6 @@ from gleak import figures
 from gleak.study import criterion
 from gleak.study.words import name
 
-MOST = 4  # panels side by side that a page has no room for: two in a row instead
 BANDS = ("gleak", "zlg")  # rules whose interval is drawn
 LOOKS: dict[str, dict[str, Any]] = {
     "even": {"color": "0.5", "linestyle": ":", "marker": ""},
@@ -51,9 +50,9 @@ def lines(
     across: the column along the horizontal axis, whose values stand at equal distances; words: what
     it is. A band is the interval over units.
     """
-    across_page = len(panels) if len(panels) < MOST else 2
+    across_page = min(len(panels), 2)
     down = math.ceil(len(panels) / across_page)
-    size = (3.2 * across_page + 2.6 * (across_page == 1), 2.6 * down + 0.6)
+    size = (figures.PAGE, 2.6 * down + 0.6)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
             down, across_page, figsize=size, sharey=True, squeeze=False, layout="constrained"
@@ -65,8 +64,7 @@ def lines(
             axis.set_axis_off()
         for axis in axes[:, 0]:
             axis.set(ylabel="share of labels right", ylim=(0, 1.04))
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        figures.legend(figure, axes[0, 0])
     named = ", ".join(name(rule, "rule") for rule in rules)
     return figure, f"The share of labels over {words}, a line for each rule: {named}."
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from gleak.study import criterion
 from gleak.study.book import Row, glue, verdict
 from gleak.study.displays import label_lines
-from gleak.study.verdicts import FEW, setting
+from gleak.study.verdicts import FEW, OWN, setting
 from gleak.study.words import name, series
 
 CELL = ["network", "N", "K"]  # of the recorded table
@@ -168,7 +168,7 @@ def untrained_rows(frame: pd.DataFrame, made: str) -> Iterator[Row]:
 
 def verdict_untrained(frame: pd.DataFrame, grid: pd.DataFrame) -> None:
     """Claim 1 on untrained networks, of this page and recorded."""
-    verdict([1], [*untrained_rows(grid, "recorded runs"), *untrained_rows(frame, "this page")])
+    verdict([1], [*untrained_rows(grid, "recorded runs"), *untrained_rows(frame, OWN)])
 
 
 def verdict_on_rivals(grid: pd.DataFrame) -> None:

@@ -17,7 +17,7 @@ def pictures(
     count = min(SHOWN, len(images))
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
-            2, count, figsize=(1.05 * count + 0.4, 2.7), layout="constrained", squeeze=False
+            2, count, figsize=(figures.across(count), 2.7), layout="constrained", squeeze=False
         )
         for column in range(count):
             figures.show_image(axes[0, column], images[column], "")

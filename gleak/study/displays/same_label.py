@@ -26,7 +26,7 @@ def pictures(
     rows = {"original": images} | {
         name: found.images[scores["match"].tolist()] for name, (found, scores) in results.items()
     }
-    size = (1.15 * (len(images) + 1) + 0.4, 4.2)
+    size = (figures.across(len(images) + 1), 4.2)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(3, len(images) + 1, figsize=size, layout="constrained")
         for line, (name, shown) in zip(axes, rows.items(), strict=True):
@@ -51,9 +51,9 @@ def pattern_lines(frame: pd.DataFrame) -> tuple[Figure, str]:
         line(left, main, "mean restored", "C2", "mean of the batch")
         line(left, main, "psnr", "C0", "the images")
         left.axhline(mean_image, color="0.5", ls="--", lw=1)
-        left.text(4, mean_image + 0.2, "true mean shown for every image", fontsize=8, ha="right")
+        left.text(4, mean_image + 0.2, "true mean shown for every image", ha="right")
         left.set_ylabel("PSNR (dB)")
-        left.legend(fontsize=8)
+        left.legend()
         line(right, main, "differences", "C1")
         right.set(ylim=(0, 1), ylabel="correlation of differences")
         for axis in (left, right):
@@ -154,7 +154,7 @@ def slope_lines(cosines: Mapping[str, Sequence[float]]) -> tuple[Figure, str]:
             axis.plot(range(1, len(cosine) + 1), cosine, style, ms=4, label=f"labels {name}")
         axis.axhline(0, color="0.7", lw=0.8)
         axis.set(xlabel="layer (the last one is the classifier)", ylabel="cosine of slopes")
-        axis.legend(fontsize=8)
+        axis.legend()
     return figure, (
         "Two lines over the layers. With equal labels the cosine rises to one at the classifier; "
         "with distinct labels it is near zero or below everywhere."

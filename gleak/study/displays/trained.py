@@ -23,10 +23,24 @@ def cells(stored: pd.DataFrame) -> pd.DataFrame:
     """Means over networks in each cell, with the lowest of them, and of the paper's attack."""
     means = networks(stored).groupby(CELL, sort=False)
     table = means[SCORES].mean()
-    table.insert(1, "lowest network (dB)", means.psnr.min())
+    table.insert(2, "lowest network (dB)", means.psnr.min())
     paper = networks(stored, PAPER).groupby(CELL).psnr.mean()
-    table.insert(2, "the paper's attack (dB)", paper.reindex(table.index))
-    return table.rename_axis(["batch norm", "client computes in", "images, K"])
+    table.insert(3, "the paper's attack (dB)", paper.reindex(table.index))
+    return table
+
+
+def cell_table(stored: pd.DataFrame) -> pd.DataFrame:
+    """The cells with one name each, so that on a phone the result stands beside it."""
+    table = cells(stored)
+    several = len(stored.format.unique()) > 1
+    table.index = pd.Index(
+        [
+            f"{mode}, {size} digit{'s'[: size > 1]}" + (f", {form}" if several else "")
+            for mode, form, size in table.index
+        ],
+        name="batch norm",
+    )
+    return table
 
 
 def numbers(stored: pd.DataFrame) -> dict[str, Any]:

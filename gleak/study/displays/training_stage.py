@@ -31,7 +31,11 @@ def by_stage(frame: pd.DataFrame) -> tuple[Figure, str]:
     pools = dict.fromkeys(whole.pool)
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
-            1, len(pools), figsize=(5.4 * len(pools), 3.3), squeeze=False, layout="constrained"
+            1,
+            len(pools),
+            figsize=(figures.PAGE * len(pools), 3.3),
+            squeeze=False,
+            layout="constrained",
         )
         for axis, pool in zip(axes[0], pools, strict=True):
             rows = whole[whole.pool == pool]
@@ -56,8 +60,7 @@ def by_stage(frame: pd.DataFrame) -> tuple[Figure, str]:
             axis.set_xticks(range(len(steps)), [str(step) for step in steps])
             axis.set(title=name(str(pool), "data"), xlabel="steps of training")
         axes[0, 0].set_ylabel("PSNR (dB)")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        figures.legend(figure, axes[0, 0])
     return figure, (
         "PSNR over the steps of training: a line for the paper's attack and one for the study's, "
         "with dots for single networks, beside the levels of 8×8 thumbnails and of one flat colour."
@@ -91,12 +94,12 @@ def share_dots(frame: pd.DataFrame) -> tuple[Figure, str]:
     """The gain of each image by the study's attack over its share of the gradient."""
     rows = trained_images(frame)
     with plt.rc_context(figures.STYLE):
-        figure, axis = plt.subplots(figsize=(5.4, 3), layout="constrained")
+        figure, axis = plt.subplots(figsize=(figures.PAGE, 3.2), layout="constrained")
         for (step, part), marker in zip(rows.groupby("step"), "osd^vP", strict=False):
             axis.plot(part.share, part.gain, marker, ms=5, alpha=0.8, label=f"{step} steps")
         axis.axhline(0, color="0.5", ls=":", lw=1)
         axis.set(xlabel="the image's share of the gradient", ylabel="PSNR above mean colour (dB)")
-        axis.legend(fontsize=8)
+        figures.legend(figure, axis)
     return figure, (
         "A dot for each image restored from a trained network: its gain over one flat colour "
         "against its share of the batch's gradient."

@@ -20,12 +20,12 @@ def pictures(
 ) -> tuple[Figure, str]:
     """A photograph (C, H, W) beside what came back of it, each with its PSNR; and the alt text."""
     with plt.rc_context(figures.STYLE):
-        figure, axes = plt.subplots(
-            1, 1 + len(restored), figsize=(2.3 * (1 + len(restored)), 2.6), layout="constrained"
-        )
+        count = 1 + len(restored)
+        size = (min(2.3 * count, figures.PAGE), 2.4)
+        figure, axes = plt.subplots(1, count, figsize=size, layout="constrained")
         figures.show_image(axes[0], original, "the photograph")
         for axis, (name, (image, psnr)) in zip(axes[1:], restored.items(), strict=True):
-            figures.show_image(axis, image, f"{name}, {psnr:.0f} dB")
+            figures.show_image(axis, image, f"{name}\n{psnr:.0f} dB")
     said = ", ".join(f"from {name} at {psnr:.0f} dB" for name, (_, psnr) in restored.items())
     return figure, f"A photograph of one client, and beside it what came back of it: {said}."
 

@@ -76,6 +76,7 @@ CLAIMS = {
         "does worse than its rival GradInversion",
     ),
 }
+SPELT = {"fedsgd": "FedSGD", "fedavg": "FedAvg", "imagenet": "ImageNet"}  # in a chapter's name
 LEAKS = (1, 2, 3, 6)  # claims that something leaks: what points to it is said, proven or not
 WHO = {"paper": "the paper's method", "any": "the best method of this study"}
 STYLES = {
@@ -254,7 +255,7 @@ def case(records: pd.DataFrame, number: int, column: str) -> str:
     row = telling(rows, grade)
     start = capital(case_name(grade)) if settings(rows) > 1 else "Measured"
     measured = f"{row.setting}, {method(row)}: {row.numbers}"
-    return f"{start}: {measured}. {capital(row.reason)}."
+    return f"{start} ({source(row.chapter)}). {capital(measured)}. {capital(row.reason)}."
 
 
 def capital(words: str) -> str:
@@ -262,32 +263,42 @@ def capital(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}"
 
 
+def source(chapter: str) -> str:
+    """A chapter as sentences name it.
+
+    >>> source("07a_more_wrong_labels")
+    'chapter 7a'
+    """
+    return f"chapter {chapter.partition('_')[0].lstrip('0')}"
+
+
 def title(chapter: str) -> str:
-    """A chapter's name with its number: `07 wrong label`."""
-    return chapter.replace("_", " ")
+    """A chapter's name with its number.
+
+    >>> title("04_images_fedsgd")
+    '04 images FedSGD'
+    """
+    return " ".join(SPELT.get(word, word) for word in chapter.split("_"))
 
 
 def marks(records: pd.DataFrame) -> tuple[Figure, str]:
     """A mark for each claim and chapter, both columns side by side; the figure and its alt text."""
     chapters = sorted(records.chapter.unique())
     with plt.rc_context(figures.STYLE):
-        figure, axis = plt.subplots(
-            figsize=(max(5.0, 2.6 + 0.62 * len(chapters)), 3.8), layout="constrained"
-        )
+        size = (figures.PAGE, 0.28 * len(chapters) + 1.4)
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
         for (number, chapter, column), rows in records.groupby(["claim", "chapter", "column"]):
             colour, marker = STYLES[combined(rows).grade]
             shift = -0.18 if column == "paper" else 0.18
-            place = [chapters.index(chapter) + shift], [number]
-            axis.plot(*place, marker=marker, color=colour, ms=8, linestyle="")
+            place = [number + shift], [chapters.index(chapter)]
+            axis.plot(*place, marker=marker, color=colour, ms=7, linestyle="")
         for grade, (colour, marker) in STYLES.items():
             axis.plot([], [], marker=marker, color=colour, ms=7, label=grade, linestyle="")
-        axis.set_xticks(range(len(chapters)), [chapter.split("_")[0] for chapter in chapters])
-        axis.set_yticks(list(CLAIMS), [f"claim {number}" for number in CLAIMS])
-        axis.set(ylim=(7.6, 0.4), xlim=(-0.6, max(len(chapters), 1) - 0.4), xlabel="chapter")
+        axis.set_yticks(range(len(chapters)), map(title, chapters))
+        axis.set_xticks(list(CLAIMS))
+        axis.set(xlim=(0.5, 7.5), ylim=(len(chapters) - 0.4, -0.6), xlabel="claim")
         axis.grid(alpha=0.3)
-        axis.legend(
-            fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False
-        )
+        figures.legend(figure, axis)
     total = records.grade.value_counts()
     alt = "A grid of claims and chapters, two marks in each place that was measured: "
     return figure, alt + ", ".join(f"{total.get(g, 0)} rows {g}" for g in GRADES) + "."
@@ -343,16 +354,27 @@ def cell(rows: pd.DataFrame, column: str) -> str:
         return ""
     found = combined(chosen)
     row = telling(chosen, found.grade)
-    number, failed = row.short, chosen[chosen.grade == FAILS]
+    numbers, failed = [bare(row.short)], chosen[chosen.grade == FAILS]
     if found.grade == CONDITION and len(failed):
-        number = f"{number} to {failed.loc[failed['mean'].astype(float).idxmin()].short}"
-    who = "paper " if column == "paper" else ""
-    about = f"{row.setting}: {row.reason}"
+        worst = failed.loc[failed["mean"].astype(float).idxmin()]
+        numbers.append(f"to {bare(worst.short)}")
+    number = " ".join(f'<span class="part">{html.escape(part)}</span>' for part in numbers)
+    who = '<span class="who">paper </span>' if column == "paper" else ""
+    about = f"{capital(source(row.chapter))}, {row.setting}: {row.numbers}; {row.reason}."
     return (
         f'<a class="badge-{BADGES[found.grade]} {column}" href="{row.link}" '
         f'title="{html.escape(about)}">{who}'
-        f'<span class="gleak-unseen">{found.grade}: </span> {html.escape(number)}</a>'
+        f'<span class="gleak-unseen">{found.grade}: </span>{number}</a>'
     )
+
+
+def bare(number: str) -> str:
+    """A number as the matrix has room for, without its unit.
+
+    >>> bare("98% / 46%"), bare("-3.1 dB"), bare("24% left")
+    ('98/46', '−3.1', '24')
+    """
+    return re.sub(r"%| dB| left| (?=/)|(?<=/) ", "", number).replace("-", "−")
 
 
 def matrix(records: pd.DataFrame) -> HTML:

@@ -14,7 +14,7 @@ from gleak.study import criterion
 from gleak.study.book import Row, verdict
 from gleak.study.experiments import wrong_label as experiment
 from gleak.study.experiments.wrong_label import NOISE, compared
-from gleak.study.verdicts import setting
+from gleak.study.verdicts import OWN, setting
 
 # -- which images fail ----------------------------------------------------------------------------
 
@@ -260,6 +260,7 @@ def pull_lines(
             axis.loglog(NOISE, wrong[:, ~others].mean(1), "X-", ms=4, label="one wrong: that image")
             title = {"l2": "L2"}.get(distance, distance)
             axis.set(title=title, xlabel="noise on the pixels")
+            figures.plain_ticks(axis.xaxis, axis.yaxis)
         axes[0].set_ylabel("pull at an image")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure, (
@@ -521,14 +522,14 @@ def verdict_on_wrong_labels(
         cases = ["network", "attack", "images"]
         keys = [pd.MultiIndex.from_frame(rows[cases]) for rows in (recorded, here)]
         rows = pd.concat([recorded[~keys[0].isin(keys[1])], here])
-        verdict([4], case_rows(rows, dataset, "recorded runs and this page"))
+        verdict([4], case_rows(rows, dataset, "recorded runs and the chapter's own"))
     else:
         found = case_rows(recorded, RECORDED, "recorded runs")
-        verdict([4], [*found, *case_rows(here, dataset, "this page")])
+        verdict([4], [*found, *case_rows(here, dataset, OWN)])
 
 
 def verdict_on_more(frame: pd.DataFrame, dataset: str, size: int, larger_size: int) -> None:
     """Claim 4 for the runs of the appendix."""
     images = frame.kind.map({"larger": larger_size}).fillna(size).astype(int)
     here = frame.assign(images=images)
-    verdict([4], case_rows(here[here.attack != "joint labels"], dataset, "this page"))
+    verdict([4], case_rows(here[here.attack != "joint labels"], dataset, OWN))

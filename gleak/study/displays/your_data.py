@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gleak import risk
 from gleak.answers import EXACT, Answer, Share, Verdict, advice, known_words
 from gleak.data import Batch
-from gleak.figures import STYLE, show_image
+from gleak.figures import PAGE, STYLE, across, show_image
 from gleak.provenance import provenance
 from gleak.study import page
 from gleak.study.audit import YOURS, Report, as_json, numbers
@@ -191,7 +191,7 @@ def pairs(report: Report) -> tuple[Figure, str] | None:
         return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, len(shown), figsize=(1.3 * max(len(shown), 3) + 0.6, 3.2), squeeze=False
+            2, len(shown), figsize=(across(len(shown)), 2.8), squeeze=False, layout="constrained"
         )
         for column, (batch, index, row) in enumerate(shown):
             show_image(axes[0, column], batch.images[index], "")
@@ -211,7 +211,7 @@ def chart(report: Report) -> tuple[Figure, str]:
     names = report.plan.all_settings
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, 2, figsize=(8, 1.2 + 0.32 * len(names)), sharey=True, layout="constrained"
+            2, 1, figsize=(PAGE, 1.6 + 0.56 * len(names)), layout="constrained"
         )
         found = {name: numbers(report.of(name)) for name in names}
         words = []
@@ -242,11 +242,12 @@ def chart(report: Report) -> tuple[Figure, str]:
             axis.grid(axis="y", color="0.92", linewidth=0.8)
         axes[0].set(title="labels", xlabel="share read right (stroke: by guessing)")
         axes[1].set(title="images", xlabel="share better than a 4×4 thumbnail")
-        axes[0].set_yticks(range(len(names)), names)
-        axes[0].invert_yaxis()
+        for axis in axes:
+            axis.set_yticks(range(len(names)), names)
+            axis.set_ylim(len(names) - 0.5, -0.5)
     alt = (
         "Two panels with a row for each way of training and each defence, dots with 95 % "
-        "intervals. Left, the share of labels that is read; right, of images that come back. "
+        "intervals. Above, the share of labels that is read; below, of images that come back. "
         f"{'; '.join(words)}."
     )
     return figure, alt

@@ -222,13 +222,12 @@ def stage_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over networks and images at each stage: PSNR of each attack, and what to beat."""
     whole = frame[frame.kind == "all"]
     reached = whole.pivot_table("psnr", "step", "attack")[list(ATTACKS)]
-    others = whole.groupby("step")[["accuracy", "mean_colour", "thumb8"]].mean()
-    return others.join(reached)
+    return reached.join(whole.groupby("step")[["thumb8", "mean_colour", "accuracy"]].mean())
 
 
 def late_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Means at the last stage for images that the network names right, and wrong."""
     late = frame[(frame.step == frame.step.max()) & (frame.kind != "all")]
     reached = late.pivot_table("psnr", "kind", "attack")
-    others = late.groupby("kind")[["own softmax", "closed form", "mean_colour", "thumb8"]].mean()
-    return others.join(reached)
+    others = late.groupby("kind")[["thumb8", "mean_colour", "own softmax", "closed form"]].mean()
+    return reached.join(others).rename_axis("images that the network names")
