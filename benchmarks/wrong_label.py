@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=300, help="iterations of the closed form")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    common = {"dataset": DATASET, "width": WIDTH, "iterations": options.iterations}
+    common = {"dataset": DATASET, "width": WIDTH, "iterations": options.iterations, "fresh": False}
     sizes = {"size": SIZES[0], "larger_size": SIZES[1], "feature_iterations": options.features}
     every = run_grid(
         experiment.attacked,

@@ -277,7 +277,7 @@ def test_every_defence_changes_what_is_sent(sample, net):
 def test_settings_and_accounts():
     found = defended.settings(2)
     assert len(found) == 2 * len(defended.DEFENCES)
-    assert found[1] == {"defence": "none", "strength": 0, "seed": 1}
+    assert found[1] == {"defence": "none", "strength": 0, "seed": 102}
     records = len(gleak.load_pool("digits", "server")) // 2
     first, second, *others = defended.accounts("digits", 3, 2)
     assert first["sample rate"] == 3 / records

@@ -77,22 +77,23 @@ def attacks(results: Results, operations: Mapping[str, float]) -> pd.DataFrame:
 
 
 def attack_numbers(table: pd.DataFrame, results: Results) -> dict[str, float]:
-    """The lead of `gleak`, and what leaks nothing."""
+    """What `gleak` and the better of the others reach, and what leaks nothing."""
     baselines = results["gleak"][1][["mean_colour", "thumb8"]].mean()
     return {
         "gleak": table["PSNR"]["gleak"],
-        "ahead": table["PSNR"]["gleak"] - table["PSNR"].drop("gleak").max(),
+        "others": table["PSNR"].drop("gleak").max(),
         "flat": baselines["mean_colour"],
         "thumb8": baselines["thumb8"],
     }
 
 
-def attack_claims(table: pd.DataFrame) -> dict[str, bool]:
-    """Whether `gleak` is ahead, and at what cost."""
+def attack_claims(table: pd.DataFrame, thumbnail: float) -> dict[str, bool]:
+    """Whether the attacks show more than thumbnails (dB), `gleak` as much, and at what cost."""
     reached, work = table["PSNR"], table["10¹² operations"]
+    apart = abs(reached["gleak"] - reached.drop("gleak").max())
     return {
-        "the study's attack restores the batch at 23 dB or more": reached["gleak"] > 23,
-        "it is ahead by 2 dB or more": reached["gleak"] > reached.drop("gleak").max() + 2,
+        "all three attacks: 1 dB or more above the thumbnails": reached.min() > thumbnail + 1,
+        "the study's attack: within 1 dB of the better of the others": apart < 1,
         "it needs about as many operations": work["gleak"] < 1.2 * work.drop("gleak").min(),
     }
 

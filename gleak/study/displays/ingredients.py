@@ -159,15 +159,19 @@ def claims(stored: pd.DataFrame) -> dict[str, bool]:
     }
 
 
+def shown_numbers(shown: Shown) -> dict[str, float]:
+    """Mean PSNR on this page, in dB: of the first attack, of the last, and of the thumbnails."""
+    reached = [scores["psnr"].mean() for _, scores in shown.results.values()]
+    bar = next(iter(shown.results.values()))[1]["thumb8"].mean()
+    return {"shown_paper": reached[0], "shown_study": reached[-1], "shown_thumbnail": bar}
+
+
 def shown_claims(shown: Shown) -> dict[str, bool]:
     """What the pictures of this page show."""
-    reached = {words: scores["psnr"].mean() for words, (_, scores) in shown.results.items()}
-    bar = next(iter(shown.results.values()))[1]["thumb8"].mean()
-    first, *_, own = reached.values()
-    return {
-        "the paper's attack is above the thumbnails": bool(first > bar),
-        "the study's attack is ahead of it": bool(own > first),
-    }
+    found = shown_numbers(shown)
+    reached = min(found["shown_paper"], found["shown_study"])
+    above = reached > found["shown_thumbnail"] + 3
+    return {"the paper's attack and the study's are 3 dB above the thumbnails": bool(above)}
 
 
 def bases(stored: pd.DataFrame) -> pd.DataFrame:

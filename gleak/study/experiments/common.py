@@ -10,6 +10,16 @@ from gleak.data import Batch
 from gleak.update import Update
 
 AUX_SIZE = 250  # images that no client has, where a pool can spare them
+FIRST_SEED = 101  # of what the chapters report: nothing was chosen on it or those that follow
+
+
+def fresh_seeds(count: int) -> range:
+    """Seeds on which no setting was chosen (see `benchmarks/chosen.py`): so many from FIRST_SEED.
+
+    >>> list(fresh_seeds(3))
+    [101, 102, 103]
+    """
+    return range(FIRST_SEED, FIRST_SEED + count)
 
 
 def model_options(model: str, width: int | None = None) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from torch import nn
 import gleak
 from gleak import defences
 from gleak.client import private_fedsgd
+from gleak.data import draw
 from gleak.inversion import Inversion
 from gleak.labels.features import image_features
 from gleak.labels.tolerance import FLOAT32
-from gleak.study.experiments.common import model_options
+from gleak.study.experiments.common import FIRST_SEED, fresh_seeds, model_options
 from gleak.training import accuracy
 from gleak.update import Update
 
@@ -64,7 +65,7 @@ def settings(seeds: int) -> list[dict]:
     return [
         {"defence": defence, "strength": strength, "seed": seed}
         for defence, strength in DEFENCES
-        for seed in range(seeds)
+        for seed in fresh_seeds(seeds)
     ]
 
 
@@ -87,6 +88,15 @@ def summed(defence: str) -> bool:
 
 
 # The client
+
+
+def drawn(dataset: str, size: int, seed: int, distinct: bool = False) -> gleak.Batch:
+    """So many images of a data set, or of the clients' half of a pool; distinct: all labels."""
+    if dataset not in gleak.list_pools():
+        return gleak.load_batch(dataset, size=size, seed=seed, distinct_labels=distinct)
+    pool = gleak.load_pool(dataset)
+    chosen = draw(pool.labels, size, seed, distinct)
+    return gleak.Batch(pool.images[chosen], pool.labels[chosen], pool.class_names, pool.dataset)
 
 
 def network(
@@ -313,7 +323,7 @@ def attacked(
     of a batch of its own unless clients are summed.
     """
     count = clients * size if summed(defence) else size
-    batch = gleak.load_batch(dataset, size=count, seed=seed, distinct_labels=not summed(defence))
+    batch = drawn(dataset, count, seed, distinct=not summed(defence))
     # the noise of a private sum is that of many more images, see `trained`: attack a few of them
     z = strength / MORE if defence == "private sum" else strength
 
@@ -343,7 +353,7 @@ def attacked(
     scores = gleak.score(best.images, batch.images)
 
     if not summed(defence):
-        batch = gleak.load_batch(dataset, size=label_size, seed=seed + 100)
+        batch = drawn(dataset, label_size, seed + 100)
         update = sent(batch)
     named = [
         gleak.restore_labels(read, "zlg-bias", seed=seed)
@@ -373,7 +383,7 @@ def batched(
     The closed form where there is one, else the search of the knowing attacker. PSNR in dB on the
     first MEASURED images, and the share of labels that are right on all.
     """
-    whole = gleak.load_batch(dataset, size=number, seed=seed)
+    whole = drawn(dataset, number, seed)
     net = network(whole, seed, model=model)
     labels, scores = 0.0, []
     for first in range(0, len(whole), each):
@@ -404,7 +414,7 @@ def norms(steps: int, seed: int, *, pool: str, model: str, size: int) -> dict[st
 
 def later_settings(seeds: int, steps: int, dataset: str, pool: str) -> list[dict]:
     """No defence and noise 0.03 after some steps; empty where the pool is of another shape."""
-    if gleak.load_pool(pool).images.shape[1:] != gleak.load_batch(dataset, [0]).images.shape[1:]:
+    if gleak.load_pool(pool).images.shape[1:] != drawn(dataset, 1, FIRST_SEED).images.shape[1:]:
         return []
     return [
         {**setting, "steps": steps}

@@ -15,6 +15,7 @@ from gleak.data import Batch
 from gleak.inversion import Inversion, equivalent, path, sme, unrolled
 from gleak.inversion.distances import l2
 from gleak.inversion.gradients import local_gradient
+from gleak.study.experiments.common import FIRST_SEED
 from gleak.study.experiments.searches import (
     DISTINCT,
     SIXTEEN,
@@ -33,7 +34,9 @@ CROPS = "imagenet-crops"  # the pool of the trained networks
 Way = Sequence[float]  # epochs, batch size (0: all in one), learning rate
 
 
-def trained_by(network: nn.Module, batch: Batch, way: Way, shuffle_seed: int = 0) -> WeightsUpdate:
+def trained_by(
+    network: nn.Module, batch: Batch, way: Way, shuffle_seed: int = FIRST_SEED
+) -> WeightsUpdate:
     """The update of a client that trained in such a way."""
     epochs, size, lr = way
     return gleak.fedavg(
@@ -61,7 +64,7 @@ def fit(
 ) -> dict[str, float]:
     """The drift of a client, and how far each update model is off, given its true images."""
     batch = gleak.load_batch(dataset, indices=indices)
-    network = gleak.build_model(model, batch, seed=1)
+    network = gleak.build_model(model, batch, seed=FIRST_SEED)
     update = trained_by(network, batch, (local_epochs, 0, lr))
     middle = torch.tensor(0.5, requires_grad=True)
     return {
@@ -83,7 +86,7 @@ def settings(ways: Sequence[Way], matching: int, own: int) -> list[dict[str, Any
     attacks += [("gleak", "unrolled", own)]
     names = ("attack", "update_model", "iterations")
     return [
-        {"way": way, **dict(zip(names, attack, strict=True)), "seed": 1}
+        {"way": way, **dict(zip(names, attack, strict=True)), "seed": FIRST_SEED}
         for way in ways
         for attack in attacks
     ]
@@ -142,7 +145,7 @@ def of_one_step(
 ) -> dict[str, float]:
     """One step on all images, sent as a gradient (kind FedSGD) or as weights (FedAvg)."""
     batch = gleak.load_batch(dataset, indices=indices)
-    network = gleak.build_model(model, batch, seed=1)
+    network = gleak.build_model(model, batch, seed=FIRST_SEED)
     update = (
         gleak.fedsgd(network, batch) if kind == "FedSGD" else gleak.fedavg(network, batch, lr=0.001)
     )
@@ -154,7 +157,7 @@ def of_one_step(
         attack,
         update_model=through,
         iterations=iterations,
-        seed=1,
+        seed=FIRST_SEED,
     )
     return {"psnr": scores.psnr.mean()}
 
@@ -165,10 +168,10 @@ def other_client(
     """A client with the network as drawn; with `steps`, with a trained convnet, and crops."""
     if steps:
         batch = one_of_each_class(CROPS, len(indices))
-        network = gleak.trained_model("convnet", CROPS, steps=steps)
+        network = gleak.trained_model("convnet", CROPS, steps=steps, seed=FIRST_SEED)
     else:
         batch = gleak.load_batch(dataset, indices=indices)
-        network = gleak.build_model(model, batch, seed=1)
+        network = gleak.build_model(model, batch, seed=FIRST_SEED)
     return trained_by(network, batch, way), batch
 
 
@@ -186,7 +189,9 @@ def other_case(labels: str, attack: str, iterations: int, **client: Any) -> dict
     update, batch = other_client(**client)
     counts = known_counts(update, batch, labels)
     through = {"update_model": "unrolled"} if attack == "gleak" else {}
-    _, scores = searched(update, counts, batch, attack, iterations=iterations, seed=1, **through)
+    _, scores = searched(
+        update, counts, batch, attack, iterations=iterations, seed=FIRST_SEED, **through
+    )
     return scores[["psnr", "thumb8"]].mean().to_dict()
 
 

@@ -16,6 +16,8 @@ from gleak.inversion.presets import GLEAK_FEATURES, GLEAK_GRADIENT
 from gleak.labels import tolerance
 from gleak.models import Normalise
 from gleak.study.criterion import Interval, interval
+from gleak.study.experiments.common import fresh_seeds
+from gleak.study.experiments.searches import unchosen
 from gleak.update import Update
 
 
@@ -85,7 +87,7 @@ def settings(attack: str, model: str, seeds: int) -> list[dict[str, Any]]:
         for name, change in CHANGES[attack].items()
         if model == "convnet" or not own.intersection(change.client)
     ]
-    return [{"change": name, "seed": seed} for seed in range(seeds) for name in names]
+    return [{"change": name, "seed": seed} for seed in fresh_seeds(seeds) for name in names]
 
 
 def network(
@@ -130,7 +132,7 @@ def changed(
     client = dict(client)
     dtype, told = client.pop("dtype", "float32"), client.pop("precision", 0.0)
     size = client.pop("size", size)
-    batch = gleak.load_batch(dataset, size=size, seed=seed, distinct_labels=True)
+    batch = unchosen(dataset, size, seed)
     plain = model == "convnet"
     net = network(batch, seed, **client) if plain else gleak.build_model(model, batch, seed=seed)
     update: Update = gleak.fedsgd(net, batch, training=client.get("norm") != "eval")
@@ -165,7 +167,7 @@ def side_by_side(changes: Mapping[str, tuple[str, str]], seeds: int, **about: An
     """
     results, batches = {}, []
     for words, (attack, change) in changes.items():
-        runs = [changed(attack, change, seed=seed, **about) for seed in range(seeds)]
+        runs = [changed(attack, change, seed=seed, **about) for seed in fresh_seeds(seeds)]
         batches = [batch for batch, _, _ in runs]
         images = torch.stack([found.images[scores["match"][0]] for _, found, scores in runs])
         labels = torch.stack([found.labels[scores["match"][0]] for _, found, scores in runs])

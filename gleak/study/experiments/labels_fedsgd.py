@@ -11,7 +11,7 @@ from torchvision.transforms import functional as transforms
 
 import gleak
 from gleak.data import Batch
-from gleak.study.experiments.common import counted, model_options
+from gleak.study.experiments.common import counted, fresh_seeds, model_options
 from gleak.study.runner import product
 
 Row = dict[str, float | int | str | None]
@@ -111,10 +111,10 @@ def untrained_settings(
 ) -> list[dict]:
     """Data sets, networks, batch sizes and seeds; the deep network on the first data set alone."""
     quick = [network for network in networks if network != "resnet18"]
-    settings = product(dataset=datasets, network=quick, K=sizes, seed=range(seeds))
+    settings = product(dataset=datasets, network=quick, K=sizes, seed=fresh_seeds(seeds))
     deep = [network for network in networks if network not in quick]
     few = [size for size in sizes if size <= DEEP_INPUTS]
-    return settings + product(dataset=datasets[:1], network=deep, K=few, seed=range(2))
+    return settings + product(dataset=datasets[:1], network=deep, K=few, seed=fresh_seeds(2))
 
 
 def untrained(
@@ -176,8 +176,8 @@ def refusals(dataset: str, seed: int, *, inputs: int, width: int) -> dict[str, s
 
 def digits_settings(seeds: int, deep: bool) -> list[dict]:
     """LeNet, and a deep network with two seeds if asked for."""
-    settings = product(network=["lenet"], seed=range(seeds))
-    return settings + product(network=["resnet18"] if deep else [], seed=range(2))
+    settings = product(network=["lenet"], seed=fresh_seeds(seeds))
+    return settings + product(network=["resnet18"] if deep else [], seed=fresh_seeds(2))
 
 
 def digits(network: str, seed: int, *, size: int, inputs: int, width: int) -> list[Row]:

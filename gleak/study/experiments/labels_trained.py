@@ -10,7 +10,7 @@ import torch
 
 import gleak
 from gleak.data import Batch
-from gleak.study.experiments.common import clients_and_aux, counted, model_options
+from gleak.study.experiments.common import clients_and_aux, counted, fresh_seeds, model_options
 from gleak.study.experiments.labels_fedsgd import DEEP_INPUTS, Row, scores
 from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import product
@@ -118,9 +118,11 @@ def distributions(
 
 def classes_settings(trainings: int, photos: bool) -> list[dict]:
     """Two, twenty, and if asked for a thousand classes."""
-    settings = product(N=[2], steps=[0], training=range(trainings))
-    settings += product(N=[20], training=range(trainings), steps=[0, 150])
-    return settings + product(N=[1000] if photos else [], steps=["ImageNet"], training=range(2))
+    settings = product(N=[2], steps=[0], training=fresh_seeds(trainings))
+    settings += product(N=[20], training=fresh_seeds(trainings), steps=[0, 150])
+    return settings + product(
+        N=[1000] if photos else [], steps=["ImageNet"], training=fresh_seeds(2)
+    )
 
 
 def classes(

@@ -18,6 +18,7 @@ from gleak.labels import tolerance
 from gleak.labels.features import image_features
 from gleak.metrics import psnr
 from gleak.study.experiments.ablation import SEARCH, untrained
+from gleak.study.experiments.common import fresh_seeds
 from gleak.study.runner import product
 
 PATTERNS = ("distinct", "2 + 1 + 1", "3 + 1", "2 + 2", "equal")
@@ -37,9 +38,13 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {  # of the cases that have one
 
 
 def of_one_class(dataset: str, size: int) -> gleak.Batch:
-    """Images of the most frequent class among twenty, `size` at most."""
+    """Images of the most frequent class among twenty, `size` at most.
+
+    Of several classes the last: on the first one, remedies of chapter 08a were tried out.
+    """
     samples = gleak.load_batch(dataset, indices=range(20))
-    chosen = (samples.labels == samples.labels.mode()[0]).nonzero().flatten()[:size]
+    most = (samples.label_counts == samples.label_counts.max()).nonzero()[-1]
+    chosen = (samples.labels == most).nonzero().flatten()[:size]
     return gleak.Batch(
         samples.images[chosen], samples.labels[chosen], samples.class_names, samples.dataset
     )
@@ -169,8 +174,8 @@ def settings(model: str, seeds: int) -> list[dict]:
     """What the chapter runs `fused` with; the patterns between on fewer networks."""
     both, between = ["distinct", "equal"], PATTERNS[1:-1]
     return [
-        *product(case=["matching", "L2", CLOSED_FORM], labels=both, seed=range(seeds)),
-        *product(case=["matching"], labels=between, seed=range(min(seeds, 2))),
+        *product(case=["matching", "L2", CLOSED_FORM], labels=both, seed=fresh_seeds(seeds)),
+        *product(case=["matching"], labels=between, seed=fresh_seeds(min(seeds, 2))),
     ]
 
 
@@ -179,10 +184,10 @@ def remedy_settings(model: str, seeds: int, few_seeds: int) -> list[dict]:
 
     seeds: networks of those that a verdict judges; few_seeds: of the others.
     """
-    both, some = ["distinct", "equal"], range(few_seeds)
+    both, some = ["distinct", "equal"], fresh_seeds(few_seeds)
     norm = ["batch norm, train", "batch norm, eval"] if model == "convnet" else []
     return [
-        *product(case=["local steps", *norm], labels=both, seed=range(seeds)),
+        *product(case=["local steps", *norm], labels=both, seed=fresh_seeds(seeds)),
         *product(case=["matching", "classifier only"], labels=both, seed=some),
         *product(case=["group consistency", "starts apart"], labels=["equal"], seed=some),
     ]
@@ -258,7 +263,9 @@ def separated(
 def digit_settings(seeds: int) -> list[dict]:
     """What the chapter runs `separated` with."""
     patterns = ["distinct", "2 + 1 + 1", "equal"]
-    return product(network=["convnet", "lenet"], labels=patterns, sent=SENT, seed=range(seeds))
+    return product(
+        network=["convnet", "lenet"], labels=patterns, sent=SENT, seed=fresh_seeds(seeds)
+    )
 
 
 def digit_errors(digits: pd.DataFrame, which: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 import gleak
-from gleak.data import Batch
+from gleak.data import Batch, draw
 from gleak.inversion import Attack, Inversion
 from gleak.update import GradientUpdate, Update
 
@@ -16,6 +16,12 @@ from gleak.update import GradientUpdate, Update
 DISTINCT = [0, 1, 3, 4, 6, 11, 12, 13]
 FRESH = [5, 8, 9, 10, 14, 15, 16, 17]
 SIXTEEN = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17]
+# Images on which weights, steps or sizes of the searches were chosen: data set -> their numbers.
+CHOSEN_ON = {
+    "cifar10-samples": {0, 1, 2, 3, *DISTINCT},
+    "cifar100-samples": set(SIXTEEN),
+    "imagenet-samples": {0, 1},
+}
 
 
 def searched(
@@ -42,6 +48,16 @@ def samples(data: str, which: int | Sequence[int], image_size: int | None = None
     if isinstance(which, int):
         return gleak.draw_batch(gleak.load_pool(data), which)
     return gleak.load_batch(f"{data}-samples", indices=which, image_size=image_size)
+
+
+def unchosen(dataset: str, size: int, seed: int) -> Batch:
+    """So many images of different classes, drawn among those on which no setting was chosen."""
+    if dataset not in CHOSEN_ON:
+        return gleak.load_batch(dataset, size=size, seed=seed, distinct_labels=True)
+    others = [number for number in range(20) if number not in CHOSEN_ON[dataset]]
+    labels = gleak.load_batch(dataset, indices=others).labels
+    drawn = draw(labels, size, seed, distinct_labels=True)
+    return gleak.load_batch(dataset, indices=[others[n] for n in drawn])
 
 
 def one_of_each_class(pool: str, classes: int) -> Batch:

@@ -15,7 +15,7 @@ from torch import nn
 
 import gleak
 from gleak.labels.features import image_features
-from gleak.study.experiments.common import counted
+from gleak.study.experiments.common import counted, fresh_seeds
 from gleak.study.experiments.networks import batch_seed, trained_network
 from gleak.study.runner import product
 from gleak.training import accuracy
@@ -141,7 +141,7 @@ def settings(pools: Sequence[str], trainings: int, steps: Sequence[int]) -> list
 
     pools: names of pools. trainings: networks at each stage. steps: of training.
     """
-    shared = {"pool": pools, "training": range(trainings)}
+    shared = {"pool": pools, "training": fresh_seeds(trainings)}
     return [
         *product(**shared, step=steps, kind=["all"]),
         *product(**shared, step=steps[-1:], kind=["right", "wrong"]),

@@ -18,6 +18,7 @@ import gleak
 from gleak.inversion import DISTANCES, Inversion, flatten, simulate, unrolled
 from gleak.labels.repair import fits, least_counts, possible_classes, repair_counts
 from gleak.study.experiments.ablation import SEARCH, family, untrained
+from gleak.study.experiments.common import FIRST_SEED, fresh_seeds
 from gleak.study.runner import product
 from gleak.update import GradientUpdate
 
@@ -41,20 +42,24 @@ RATES = (0.001, 0.01, 0.1)
 # -- clients and their labels ---------------------------------------------------------------------
 
 
-def drawn(dataset: str, size: int, repeated: bool = False) -> gleak.Batch:
-    """The first image of each class among twenty, `size` at most; or else two of one class first.
+def drawn(dataset: str, size: int, repeated: bool = False, fresh: bool = True) -> gleak.Batch:
+    """The last image of each class among twenty, `size` at most; or else two of one class first.
+
+    fresh: False takes the first images in place of the last; settings were chosen on those, and
+    the recorded runs are of them.
 
     Raises ValueError where all of the images are of different classes and two shall be of one.
     """
     samples = gleak.load_batch(dataset, indices=range(20))
-    labels = samples.labels.tolist()
+    numbers = range(19, -1, -1) if fresh else range(20)
+    labels = samples.labels[list(numbers)].tolist()
     chosen = sorted(labels.index(label) for label in set(labels))
     if repeated:
         twins = [index for index in range(len(labels)) if index not in chosen]
         if not twins:
             raise ValueError(f"no two of the first images of {dataset} are of one class")
         chosen = list(dict.fromkeys([labels.index(labels[twins[0]]), twins[0], *chosen]))
-    return gleak.load_batch(dataset, indices=chosen[:size])
+    return gleak.load_batch(dataset, indices=[numbers[n] for n in chosen[:size]])
 
 
 def mislabelled(batch: gleak.Batch, wrong: str) -> torch.Tensor:
@@ -91,6 +96,7 @@ def attacked(
     width: int,
     iterations: int,
     feature_iterations: int,
+    fresh: bool = True,
 ) -> list[dict]:
     """A row for each image: what came back of it, and what the tests say of the labels.
 
@@ -100,7 +106,7 @@ def attacked(
     lowest softmax, the distance reached, its floor, and whether the closed form fits the labels.
     """
     images = larger_size if kind == "larger" else size
-    batch = drawn(dataset, images, repeated=kind == "repeated")
+    batch = drawn(dataset, images, kind == "repeated", fresh)
     update = gleak.fedsgd(untrained(network, batch, seed, width), batch)
     labels = mislabelled(batch, wrong)
     counts = counted(labels, batch)
@@ -163,7 +169,7 @@ def settings(model: str, seeds: int, short: int, longer: int) -> list[dict]:
     short, longer: iterations of the cosine, and of L2, the distance of the paper's attack, which
     the verdict rests on.
     """
-    about = {"kind": ["distinct"], "network": [model], "wrong": JUDGED, "seed": range(seeds)}
+    about = {"kind": ["distinct"], "network": [model], "wrong": JUDGED, "seed": fresh_seeds(seeds)}
     return [
         *product(**about, attack=["cosine"], iterations=[short]),
         *product(**about, attack=["L2"], iterations=[longer]),
@@ -172,7 +178,7 @@ def settings(model: str, seeds: int, short: int, longer: int) -> list[dict]:
 
 def more_settings(model: str, seeds: int) -> list[dict]:
     """What its appendix runs: every way of being wrong, other batches, labels that are not told."""
-    whole, network, distinct = range(seeds), [model], ["distinct"]
+    whole, network, distinct = fresh_seeds(seeds), [model], ["distinct"]
     cosine = {"network": network, "attack": ["cosine"], "seed": whole}
     return [
         *product(kind=distinct, wrong=WRONG, **cosine),
@@ -273,13 +279,14 @@ def in_steps(
     model: str,
     width: int,
     iterations: int,
+    fresh: bool = True,
 ) -> list[dict]:
     """The same of a FedAvg client with a step for each image, whose order the attacker knows.
 
     wrong: right, absent, or swapped: two images whose steps are taken for each other's.
     A row for each image: image, touched, psnr, flat.
     """
-    batch = drawn(dataset, images)
+    batch = drawn(dataset, images, fresh=fresh)
     batch = reordered(batch, batch.labels.argsort())  # the client takes the images in this order
     update = gleak.fedavg(
         untrained(model, batch, seed, width), batch, batch_size=1, lr=lr, shuffle_seed=None
@@ -401,7 +408,7 @@ def pulls(
 
 def pull_on_lenet(batch: gleak.Batch, labels: torch.Tensor, activation: str) -> float:
     """The pull at the images whose label is right, in units of that at the touched ones."""
-    network = gleak.build_model("lenet", batch, seed=0, activation=activation)
+    network = gleak.build_model("lenet", batch, seed=FIRST_SEED, activation=activation)
     noisy = batch.images + 0.01 * aside(batch.images)
     size, others = pull(gleak.fedsgd(network, batch), noisy, labels), labels == batch.labels
     return float(size[others].mean() / size[~others].mean())
@@ -496,8 +503,8 @@ def repaired(pool: str, steps: int, *, size: int, batches: int) -> list[dict]:
     pool, steps: of a LeNet with ReLU trained that far. batches: how many.
     """
     clients, rows = gleak.load_pool(pool), []
-    network = gleak.trained_model("lenet", pool, steps=steps, seed=3, activation="relu")
-    for seed in range(batches):
+    network = gleak.trained_model("lenet", pool, steps=steps, seed=FIRST_SEED, activation="relu")
+    for seed in fresh_seeds(batches):
         batch = gleak.draw_batch(clients, size, seed=seed)
         update = gleak.fedsgd(network, batch)
         rule = gleak.restore_labels(update, "zlg", inputs=100)
