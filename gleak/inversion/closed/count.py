@@ -23,7 +23,7 @@ from gleak.inversion.closed.chain import (
     trace,
 )
 from gleak.inversion.closed.layers import find_row
-from gleak.inversion.closed.pooling import SPARE, behind
+from gleak.inversion.closed.pooling import SPARE, conv_before
 from gleak.network import as_sent
 
 ACTIVE = 0.5  # of the outputs behind a ReLU, as of a distribution that is even about zero
@@ -60,7 +60,7 @@ def count_equations(
 
     input_shape: (C, H, W) of the images. size: of the batch. training: the mode of the client.
     Only layers that need equations have a row, and those without a closed form, whose equations are
-    none. Of a residual block each convolution has one. Outputs are counted as if behind a ReLU.
+    none. Of a residual block each convolution has one.
 
     Raises MissingKnowledge as `trace`.
 
@@ -70,7 +70,7 @@ def count_equations(
     Linear 5 0.0 3
     Conv2d 72 32.0 32
     """
-    chain = trace(as_sent(model, training), input_shape)
+    chain = trace(as_sent(model, training).to("meta"), input_shape)  # shapes are enough
     return [row for at in reversed(range(len(chain.steps))) for row in at_step(chain, at, size)]
 
 
@@ -92,7 +92,8 @@ def at_step(chain: Chain, index: int, size: int) -> Iterator[Counted]:
         # features and softmax are found together, as long as there are fewer images than classes
         yield Counted(index, step.kind, entering, len(layer.weight), 0.0, size + 1)
     elif isinstance(layer, nn.Conv2d | nn.Linear):
-        yield Counted(index, step.kind, entering, *numbers(layer, entering, leaving, size))
+        share = ACTIVE if behind_bounds(chain, index) else 1.0
+        yield Counted(index, step.kind, entering, *numbers(layer, entering, leaving, size, share))
     elif isinstance(layer, NormedConv | NormBehind):
         yield Counted(index, step.kind, entering, *numbers(layer.conv, entering, None, size))
     elif isinstance(layer, nn.MaxPool2d):
@@ -101,6 +102,17 @@ def at_step(chain: Chain, index: int, size: int) -> Iterator[Counted]:
         yield from at_block(chain, index, layer, size)
     elif find_row(layer) is None or hides(chain, index):
         yield Counted(index, step.kind, entering, 0, 0.0, size)
+
+
+def behind_bounds(chain: Chain, index: int) -> bool:
+    """Whether the outputs of a layer meet an activation that does not tell all of them."""
+    for step in chain.steps[index + 1 :]:
+        row = find_row(step.layer)
+        if row is None or row.equations or row.whole:
+            break
+        if row.bounds or row.other:
+            return True
+    return False
 
 
 def hides(chain: Chain, index: int) -> bool:
@@ -114,16 +126,20 @@ def hides(chain: Chain, index: int) -> bool:
 
 
 def numbers(
-    layer: nn.Conv2d | nn.Linear, entering: Shape, leaving: Shape | None, size: int
+    layer: nn.Conv2d | nn.Linear,
+    entering: Shape,
+    leaving: Shape | None,
+    size: int,
+    share: float = ACTIVE,
 ) -> tuple[int, float, int]:
     """Equations, outputs and unknowns for each channel of a layer's input.
 
-    leaving: shape of one image's output, None where outputs tell nothing.
+    leaving: shape of one image's output, None where outputs tell nothing. share: of them, known.
     """
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     channels, pixels = entering[0], torch.Size(entering[1:]).numel()
     equations = layer.get_parameter("weight")[:, 0].numel() // groups
-    outputs = torch.Size(leaving or (0,)).numel() * size * ACTIVE / channels
+    outputs = torch.Size(leaving or (0,)).numel() * size * share / channels
     if isinstance(layer, nn.Linear):
         outputs = 0.0
     return equations, outputs, size * pixels
@@ -133,10 +149,9 @@ def at_pooling(chain: Chain, index: int, size: int) -> Counted:
     """The row of a max-pooling: the convolution in front of it has to tell the places as well."""
     step = chain.steps[index]
     try:
-        at, _, _ = behind(chain.steps, index)
+        before = chain.steps[conv_before(chain.steps, index)]
     except ArithmeticError:
         return Counted(index, step.kind, step.entering, 0, 0.0, size)
-    before = chain.steps[at]
     assert isinstance(before.layer, nn.Conv2d)
     equations, _, unknowns = numbers(before.layer, before.entering, None, size)
     return Counted(index, step.kind, before.entering, equations, 0.0, unknowns, SPARE)

@@ -1,0 +1,130 @@
+"""How far the closed forms reach on networks that people use, and what images come back.
+
+    python benchmarks/reach.py book/results/04_reach.csv [--parts count peel search]
+
+A row for each network, side of the images, batch size, mode of batch norm and seed. Counted: where
+the peeling would end by equations and unknowns alone. Peeled: where it does end, and the error of
+what is known there. Searched: PSNR of what `gleak` finds, beside its baselines. A row of a part has
+what the parts before it have. The file is written after each row; rows that it has are not made
+again. Counting takes two minutes on one core, peeling ten, searching an hour.
+"""
+
+import argparse
+import datetime
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from gleak.study import recorded
+from gleak.study.experiments import reach
+from gleak.study.runner import product
+
+KEYS = ["part", "network", "pixels", "K", "mode", "seed"]
+BOTH, EVAL = ("eval", "train"), ("eval",)
+# network, pixels, modes: the small photographs with ResNet-18's 3x3 stem, the large with its 7x7
+NETWORKS = [
+    ("resnet18", (32, 64, 112, 224), BOTH),
+    ("torchvision:resnet50", (64, 112, 224), BOTH),
+    ("torchvision:vgg11", (64, 128, 224), EVAL),
+    ("torchvision:alexnet", (64, 128, 224), EVAL),
+    ("convnet", (32, 64, 128), EVAL),
+]
+SIZES = (1, 2, 4, 8)
+MANY = ("resnet18", 32, 16)  # sixteen images of ten classes
+# network, pixels, K, mode, seeds: the short ones first
+PEELED = [
+    ("resnet18", 64, 2, "eval", 1),
+    ("resnet18", 64, 4, "eval", 3),
+    ("resnet18", 64, 4, "train", 1),
+    ("resnet18", 112, 2, "eval", 3),
+    ("resnet18", 112, 4, "eval", 3),
+    ("resnet18", 224, 1, "eval", 3),
+    ("resnet18", 224, 1, "train", 1),
+    ("torchvision:resnet50", 64, 1, "eval", 3),
+    ("torchvision:resnet50", 64, 4, "eval", 1),
+    ("torchvision:resnet50", 112, 1, "eval", 1),
+    ("torchvision:resnet50", 224, 1, "eval", 1),
+    ("torchvision:resnet50", 64, 1, "train", 1),
+    ("torchvision:alexnet", 64, 1, "eval", 3),
+    ("torchvision:alexnet", 64, 4, "eval", 1),
+    ("torchvision:alexnet", 224, 1, "eval", 3),
+    ("torchvision:alexnet", 224, 4, "eval", 1),
+    ("torchvision:vgg11", 64, 1, "eval", 3),
+    ("torchvision:vgg11", 64, 4, "eval", 1),
+    ("torchvision:vgg11", 224, 1, "eval", 1),
+    ("convnet", 32, 2, "eval", 3),
+    ("convnet", 128, 1, "eval", 1),
+    ("resnet18", 32, 16, "eval", 1),
+    ("resnet18", 32, 16, "train", 1),
+    ("resnet18", 224, 8, "eval", 1),
+]
+SEARCHED = [
+    ("resnet18", 64, 4, "eval", 3),
+    ("torchvision:alexnet", 64, 1, "eval", 3),
+    ("resnet18", 112, 2, "eval", 3),
+    ("torchvision:vgg11", 64, 1, "eval", 3),
+    ("torchvision:resnet50", 64, 1, "eval", 3),
+    ("resnet18", 224, 1, "eval", 1),
+    ("resnet18", 112, 4, "eval", 1),
+    ("torchvision:alexnet", 224, 1, "eval", 1),
+    ("torchvision:resnet50", 64, 4, "eval", 1),
+    ("torchvision:vgg11", 64, 4, "eval", 1),
+    ("torchvision:alexnet", 64, 4, "eval", 1),
+    ("convnet", 128, 1, "eval", 1),
+]
+
+
+def settings(parts: list[str]) -> list[dict]:
+    """The keys of all rows of these parts, counting first."""
+    rows = []
+    if "count" in parts:
+        for network, sides, modes in NETWORKS:
+            rows += product(
+                part=["count"], network=[network], pixels=sides, K=SIZES, mode=modes, seed=[0]
+            )
+        network, side, size = MANY
+        rows += product(
+            part=["count"], network=[network], pixels=[side], K=[size], mode=BOTH, seed=[0]
+        )
+    for part, cells in (("peel", PEELED), ("search", SEARCHED)):
+        if part in parts:
+            rows += [
+                {"part": part, **dict(zip(KEYS[1:], (*cell, seed), strict=True))}
+                for *cell, seeds in cells
+                for seed in range(1, seeds + 1)
+            ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--parts", nargs="+", default=["count", "peel", "search"])
+    parser.add_argument("--iterations", type=int, help="of the searches, by default their own")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    made = (
+        f"python benchmarks/reach.py, {datetime.date.today()}, torch {torch.__version__}, "
+        f"{platform.machine()} CPU, {options.threads} thread"
+    )
+    frame = recorded.read(options.file) if options.file.exists() else pd.DataFrame(columns=KEYS)
+    for keys in settings(options.parts):
+        if (frame[KEYS] == pd.Series(keys)[KEYS]).all(axis=1).any():
+            continue
+        arguments = {name: keys[name] for name in KEYS[1:]}
+        if keys["part"] == "count":
+            del arguments["seed"]
+            row = reach.counted(**arguments)
+        else:
+            search = keys["part"] == "search"
+            row = reach.reached(**arguments, search=search, iterations=options.iterations)
+        frame = pd.concat([frame, pd.DataFrame([{**keys, **row}])], ignore_index=True)
+        recorded.write(options.file, frame, [made, "seeds draw weights and starts of searches"])
+        print({**keys, **row}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
