@@ -32,6 +32,7 @@ NETWORKS = [
     ("convnet", (32, 64, 128), EVAL),
 ]
 SIZES = (1, 2, 4, 8)
+SEEDS = "seeds draw the weights and the start of a search; images are the first of the samples"
 MANY = ("resnet18", 32, 16)  # sixteen images of ten classes
 # network, pixels, K, mode, seeds: the short ones first
 PEELED = [
@@ -77,31 +78,36 @@ SEARCHED = [
 
 
 def settings(parts: list[str]) -> list[dict]:
-    """The keys of all rows of these parts, counting first."""
-    rows = []
-    if "count" in parts:
-        for network, sides, modes in NETWORKS:
-            rows += product(
-                part=["count"], network=[network], pixels=sides, K=SIZES, mode=modes, seed=[0]
-            )
-        network, side, size = MANY
-        rows += product(
-            part=["count"], network=[network], pixels=[side], K=[size], mode=BOTH, seed=[0]
-        )
-    for part, cells in (("peel", PEELED), ("search", SEARCHED)):
-        if part in parts:
-            rows += [
-                {"part": part, **dict(zip(KEYS[1:], (*cell, seed), strict=True))}
-                for *cell, seeds in cells
-                for seed in range(1, seeds + 1)
-            ]
-    return rows
+    """The keys of all rows of these parts but those that are counted."""
+    return [
+        {"part": part, **dict(zip(KEYS[1:], (*cell, seed), strict=True))}
+        for part, cells in (("peel", PEELED), ("search", SEARCHED))
+        if part in parts
+        for *cell, seeds in cells
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def counted() -> pd.DataFrame:
+    """All rows that are counted; weights do not matter, so they have no seed of their own."""
+    cells = [
+        (*keys.values(), SIZES)
+        for network, sides, modes in NETWORKS
+        for keys in product(network=[network], pixels=sides, mode=modes)
+    ]
+    cells += [(*MANY[:2], mode, MANY[2:]) for mode in BOTH]
+    return pd.DataFrame(
+        {"part": "count", "network": network, "pixels": pixels, "mode": mode, "seed": 0, **row}
+        for network, pixels, mode, sizes in cells
+        for row in reach.counted(network, pixels, sizes, mode)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--parts", nargs="+", default=["count", "peel", "search"])
+    parser.add_argument("--cells", nargs="+", type=int, help="of peel or search, by default all")
     parser.add_argument("--iterations", type=int, help="of the searches, by default their own")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -111,18 +117,20 @@ def main() -> None:
         f"{platform.machine()} CPU, {options.threads} thread"
     )
     frame = recorded.read(options.file) if options.file.exists() else pd.DataFrame(columns=KEYS)
-    for keys in settings(options.parts):
+    if "count" in options.parts:
+        frame = pd.concat([counted(), frame[frame.part != "count"]], ignore_index=True)
+        recorded.write(options.file, frame, [made, SEEDS])
+    asked = settings(options.parts)
+    for number, keys in enumerate(asked):
         if (frame[KEYS] == pd.Series(keys)[KEYS]).all(axis=1).any():
             continue
+        if options.cells and number not in options.cells:
+            continue
         arguments = {name: keys[name] for name in KEYS[1:]}
-        if keys["part"] == "count":
-            del arguments["seed"]
-            row = reach.counted(**arguments)
-        else:
-            search = keys["part"] == "search"
-            row = reach.reached(**arguments, search=search, iterations=options.iterations)
+        search = keys["part"] == "search"
+        row = reach.reached(**arguments, search=search, iterations=options.iterations)
         frame = pd.concat([frame, pd.DataFrame([{**keys, **row}])], ignore_index=True)
-        recorded.write(options.file, frame, [made, "seeds draw weights and starts of searches"])
+        recorded.write(options.file, frame, [made, SEEDS])
         print({**keys, **row}, flush=True)
 
 

@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -31,12 +32,21 @@ def images_of(pixels: int, K: int) -> Batch:
     return gleak.load_batch("imagenet-samples", indices=PHOTOS[:K], image_size=pixels)
 
 
-def counted(network: str, pixels: int, K: int, mode: str) -> dict[str, Any]:
-    """Where the peeling ends by counting, and what there is to find the input of that layer."""
+def counted(network: str, pixels: int, sizes: Sequence[int], mode: str) -> list[dict[str, Any]]:
+    """For each batch size K, where the peeling ends by counting, and what there is there."""
+    model, shape = drawn(network, pixels)
+    counts = {K: count_equations(model, shape, K, training=mode == "train") for K in sizes}
+    return [
+        {"K": K, "layers": rows[0].index + 1, **at_end(rows, ends_at(rows))}
+        for K, rows in counts.items()
+    ]
+
+
+@lru_cache(maxsize=1)
+def drawn(network: str, pixels: int) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The network for images of so many pixels, and their shape."""
     batch = images_of(pixels, 1)
-    model = gleak.build_model(network, batch)
-    rows = count_equations(model, batch.image_shape, K, training=mode == "train")
-    return {"layers": rows[0].index + 1, **at_end(rows, ends_at(rows))}
+    return gleak.build_model(network, batch), batch.image_shape
 
 
 def at_end(rows: Sequence[Counted], end: Counted | None) -> dict[str, Any]:
