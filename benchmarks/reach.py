@@ -34,57 +34,44 @@ NETWORKS = [
 SIZES = (1, 2, 4, 8)
 SEEDS = "seeds draw the weights and the start of a search; images are the first of the samples"
 MANY = ("resnet18", 32, 16)  # sixteen images of ten classes
-# network, pixels, K, mode, seeds: the short ones first
+# network, pixels, K, mode, seeds; what is searched is peeled there
+SEARCHED = [
+    ("torchvision:alexnet", 64, 1, "eval", 3),
+    ("torchvision:vgg11", 64, 1, "eval", 3),
+    ("torchvision:resnet50", 64, 1, "eval", 3),
+    ("resnet18", 224, 1, "eval", 3),
+    ("resnet18", 112, 2, "eval", 3),
+    ("torchvision:alexnet", 224, 1, "eval", 3),
+    ("resnet18", 64, 4, "eval", 3),
+    ("resnet18", 112, 4, "eval", 1),
+    ("torchvision:alexnet", 64, 4, "eval", 1),
+    ("torchvision:vgg11", 64, 4, "eval", 1),
+    ("torchvision:resnet50", 64, 4, "eval", 1),
+    ("torchvision:vgg11", 224, 1, "eval", 1),
+    ("convnet", 128, 1, "eval", 1),
+]
 PEELED = [
     ("resnet18", 64, 2, "eval", 1),
-    ("resnet18", 64, 4, "eval", 3),
     ("resnet18", 64, 4, "train", 1),
-    ("resnet18", 112, 2, "eval", 3),
-    ("resnet18", 112, 4, "eval", 3),
-    ("resnet18", 224, 1, "eval", 3),
     ("resnet18", 224, 1, "train", 1),
-    ("torchvision:resnet50", 64, 1, "eval", 3),
-    ("torchvision:resnet50", 64, 4, "eval", 1),
-    ("torchvision:resnet50", 112, 1, "eval", 1),
-    ("torchvision:resnet50", 224, 1, "eval", 1),
-    ("torchvision:resnet50", 64, 1, "train", 1),
-    ("torchvision:alexnet", 64, 1, "eval", 3),
-    ("torchvision:alexnet", 64, 4, "eval", 1),
-    ("torchvision:alexnet", 224, 1, "eval", 3),
-    ("torchvision:alexnet", 224, 4, "eval", 1),
-    ("torchvision:vgg11", 64, 1, "eval", 3),
-    ("torchvision:vgg11", 64, 4, "eval", 1),
-    ("torchvision:vgg11", 224, 1, "eval", 1),
-    ("convnet", 32, 2, "eval", 3),
-    ("convnet", 128, 1, "eval", 1),
+    ("resnet18", 224, 8, "eval", 1),
     ("resnet18", 32, 16, "eval", 1),
     ("resnet18", 32, 16, "train", 1),
-    ("resnet18", 224, 8, "eval", 1),
-]
-SEARCHED = [
-    ("resnet18", 64, 4, "eval", 3),
-    ("torchvision:alexnet", 64, 1, "eval", 3),
-    ("resnet18", 112, 2, "eval", 3),
-    ("torchvision:vgg11", 64, 1, "eval", 3),
-    ("torchvision:resnet50", 64, 1, "eval", 3),
-    ("resnet18", 224, 1, "eval", 1),
-    ("resnet18", 112, 4, "eval", 1),
-    ("torchvision:alexnet", 224, 1, "eval", 1),
-    ("torchvision:resnet50", 64, 4, "eval", 1),
-    ("torchvision:vgg11", 64, 4, "eval", 1),
-    ("torchvision:alexnet", 64, 4, "eval", 1),
-    ("convnet", 128, 1, "eval", 1),
+    ("torchvision:resnet50", 224, 1, "eval", 1),
+    ("torchvision:resnet50", 64, 1, "train", 1),
+    ("torchvision:alexnet", 224, 4, "eval", 1),
+    ("convnet", 32, 2, "eval", 1),
 ]
 
 
 def settings(parts: list[str]) -> list[dict]:
-    """The keys of all rows of these parts but those that are counted."""
+    """The keys of all rows of these parts but those that are counted, the first seeds first."""
+    cells = [("peel", *cell) for cell in PEELED] + [("search", *cell) for cell in SEARCHED]
     return [
-        {"part": part, **dict(zip(KEYS[1:], (*cell, seed), strict=True))}
-        for part, cells in (("peel", PEELED), ("search", SEARCHED))
-        if part in parts
+        dict(zip(KEYS, (*cell, seed), strict=True))
+        for seed in (1, 2, 3)
         for *cell, seeds in cells
-        for seed in range(1, seeds + 1)
+        if cell[0] in parts and seed <= seeds
     ]
 
 
@@ -107,7 +94,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--parts", nargs="+", default=["count", "peel", "search"])
-    parser.add_argument("--cells", nargs="+", type=int, help="of peel or search, by default all")
     parser.add_argument("--iterations", type=int, help="of the searches, by default their own")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -120,11 +106,8 @@ def main() -> None:
     if "count" in options.parts:
         frame = pd.concat([counted(), frame[frame.part != "count"]], ignore_index=True)
         recorded.write(options.file, frame, [made, SEEDS])
-    asked = settings(options.parts)
-    for number, keys in enumerate(asked):
+    for keys in settings(options.parts):
         if (frame[KEYS] == pd.Series(keys)[KEYS]).all(axis=1).any():
-            continue
-        if options.cells and number not in options.cells:
             continue
         arguments = {name: keys[name] for name in KEYS[1:]}
         search = keys["part"] == "search"
