@@ -21,7 +21,7 @@ from gleak.study import recorded
 from gleak.study.experiments import reach
 from gleak.study.runner import product
 
-KEYS = ["part", "network", "pixels", "K", "mode", "seed"]
+KEYS = ["part", "network", "pixels", "K", "mode", "form", "seed"]
 BOTH, EVAL = ("eval", "train"), ("eval",)
 # network, pixels, modes: the small photographs with ResNet-18's 3x3 stem, the large with its 7x7
 NETWORKS = [
@@ -34,33 +34,34 @@ NETWORKS = [
 SIZES = (1, 2, 4, 8)
 SEEDS = "seeds draw the weights and the start of a search; images are the first of the samples"
 MANY = ("resnet18", 32, 16)  # sixteen images of ten classes
-# network, pixels, K, mode, seeds; what is searched is peeled there
+# network, pixels, K, mode, format in which the client computes, seeds; what is searched is peeled
 SEARCHED = [
-    ("torchvision:alexnet", 64, 1, "eval", 3),
-    ("torchvision:vgg11", 64, 1, "eval", 3),
-    ("torchvision:resnet50", 64, 1, "eval", 3),
-    ("resnet18", 224, 1, "eval", 3),
-    ("resnet18", 112, 2, "eval", 3),
-    ("torchvision:alexnet", 224, 1, "eval", 3),
-    ("resnet18", 64, 4, "eval", 3),
-    ("resnet18", 112, 4, "eval", 1),
-    ("torchvision:alexnet", 64, 4, "eval", 1),
-    ("torchvision:vgg11", 64, 4, "eval", 1),
-    ("torchvision:resnet50", 64, 4, "eval", 1),
-    ("torchvision:vgg11", 224, 1, "eval", 1),
-    ("convnet", 128, 1, "eval", 1),
+    ("torchvision:alexnet", 64, 1, "eval", "float32", 3),
+    ("torchvision:vgg11", 64, 1, "eval", "float32", 3),
+    ("torchvision:resnet50", 64, 1, "eval", "float32", 3),
+    ("resnet18", 64, 2, "eval", "float32", 3),
+    ("resnet18", 224, 1, "eval", "float32", 3),
+    ("resnet18", 112, 2, "eval", "float32", 3),
+    ("torchvision:alexnet", 224, 1, "eval", "float32", 3),
+    ("resnet18", 64, 4, "eval", "float32", 3),
+    ("resnet18", 112, 4, "eval", "float32", 1),
+    ("torchvision:alexnet", 64, 4, "eval", "float32", 1),
+    ("torchvision:vgg11", 64, 4, "eval", "float32", 1),
+    ("torchvision:resnet50", 64, 4, "eval", "float32", 1),
+    ("torchvision:vgg11", 224, 1, "eval", "float32", 1),
+    ("convnet", 128, 1, "eval", "float32", 1),
 ]
 PEELED = [
-    ("resnet18", 64, 2, "eval", 1),
-    ("resnet18", 64, 4, "train", 1),
-    ("resnet18", 224, 1, "train", 1),
-    ("resnet18", 224, 8, "eval", 1),
-    ("resnet18", 32, 16, "eval", 1),
-    ("resnet18", 32, 16, "train", 1),
-    ("torchvision:resnet50", 224, 1, "eval", 1),
-    ("torchvision:resnet50", 64, 1, "train", 1),
-    ("torchvision:alexnet", 224, 4, "eval", 1),
-    ("convnet", 32, 2, "eval", 1),
+    ("resnet18", 64, 2, "eval", "float64", 1),
+    ("resnet18", 64, 4, "train", "float32", 1),
+    ("resnet18", 224, 1, "train", "float32", 1),
+    ("resnet18", 32, 16, "eval", "float32", 1),
+    ("resnet18", 32, 16, "train", "float32", 1),
+    ("torchvision:resnet50", 224, 1, "eval", "float32", 1),
+    ("torchvision:resnet50", 64, 1, "train", "float32", 1),
+    ("torchvision:alexnet", 224, 4, "eval", "float32", 1),
+    ("convnet", 32, 2, "eval", "float32", 1),
+    ("resnet18", 224, 8, "eval", "float32", 1),
 ]
 
 
@@ -84,7 +85,15 @@ def counted() -> pd.DataFrame:
     ]
     cells += [(*MANY[:2], mode, MANY[2:]) for mode in BOTH]
     return pd.DataFrame(
-        {"part": "count", "network": network, "pixels": pixels, "mode": mode, "seed": 0, **row}
+        {
+            "part": "count",
+            "network": network,
+            "pixels": pixels,
+            "mode": mode,
+            "form": "float32",
+            "seed": 0,
+            **row,
+        }
         for network, pixels, mode, sizes in cells
         for row in reach.counted(network, pixels, sizes, mode)
     )

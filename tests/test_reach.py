@@ -8,6 +8,9 @@ import gleak
 from gleak.inversion.closed import count_equations, ends_at, peel
 from gleak.inversion.closed.chain import Spread
 from gleak.inversion.closed.layers import inverse_spread
+from gleak.study import chapters, recorded
+from gleak.study.displays import reach as display
+from gleak.study.experiments import reach
 
 
 def counts_and_peels(net, batch, *, training=True):
@@ -90,3 +93,35 @@ def test_several_poolings_are_opened_in_turns():
     found = gleak.invert(update, batch.label_counts, "gleak", iterations=300, progress=False)
     assert found.way == "closed form" and not found.fell_back
     assert gleak.score(found.images, batch.images)["psnr"][0] > 60
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return recorded.read(chapters.root() / "book/results/04_reach.csv")
+
+
+@pytest.mark.parametrize(("network", "pixels", "mode"), [("convnet", 32, "eval")])
+def test_recorded_counts_are_those_of_today(stored, network, pixels, mode):
+    rows = display.of_part(stored, "count").set_index(["network", "pixels", "mode", "K"])
+    for row in reach.counted(network, pixels, [1, 4], mode):
+        kept = rows.loc[network, pixels, mode, row["K"]]
+        for name in ("limit", "layer", "index", "equations", "unknowns", "next_unknowns"):
+            assert kept[name] == row[name], name
+
+
+def test_what_is_claimed_of_the_recorded_rows_can_fail(stored):
+    assert all(display.claims(stored).values())
+    runs = stored.part != "count"
+    worse = stored.assign(error=stored.error.where(~runs, 0.1), known_at=0)
+    worse.loc[worse.pixels == 224, "limit"] = "image"
+    assert not any(display.claims(worse).values())
+
+
+def test_why_a_peeling_ends_follows_from_the_count():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5))
+    rows = count_equations(net, (1, 4, 4), 3)
+    assert reach.at_end(rows, ends_at(rows))["limit"] == "equations"
+    assert reach.at_end(rows, rows[0])["limit"] == "digits"  # equations enough
+    assert reach.at_end(rows, None)["limit"] == "image"
+    many = count_equations(net, (1, 4, 4), 5)
+    assert reach.at_end(many, ends_at(many))["limit"] == "start"

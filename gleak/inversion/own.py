@@ -56,8 +56,8 @@ FEW_STEPS = 8  # local steps up to which each is matched for itself, where there
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Activations that are not zero, for each number of an image, from which little is open. A ResNet-18
-# has 5; a convnet behind two poolings up to 2.7, and loses by the guess (see the image notes).
-MANY = 4.0
+# has 5, or 3.2; a convnet behind two poolings up to 2.7, and loses by the guess (see image notes).
+MANY = 3.0
 STATISTICS = 0.1  # weight of batch norm statistics that the client sent, as in GradInversion
 LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.

@@ -16,6 +16,7 @@ from gleak.study.words import name, series
 from gleak.themed import AS_IT_IS
 
 CELL = ["network", "pixels", "K", "mode"]
+RUN = [*CELL, "form"]
 ENDS = {  # where the peeling ends -> its number in the picture, words, colour
     "start": (0, "does not start", "#d9d9d9"),
     "inside": (1, "at an inner layer", "#8fb8de"),
@@ -139,9 +140,9 @@ def measured(stored: pd.DataFrame) -> pd.DataFrame:
     runs = stored[stored.part != "count"]
     searched = of_part(stored, "search")
     rows = []
-    for cell, those in runs.groupby(CELL, sort=False):
-        network, pixels, size, mode = cell
-        found = searched[(searched[CELL] == pd.Series(cell, index=CELL)).all(axis=1)]
+    for cell, those in runs.groupby(RUN, sort=False):
+        network, pixels, size, mode, form = cell
+        found = searched[(searched[RUN] == pd.Series(cell, index=RUN)).all(axis=1)]
         seeds = those.seed.nunique()
         rows.append(
             {
@@ -149,6 +150,7 @@ def measured(stored: pd.DataFrame) -> pd.DataFrame:
                 "pixels": pixels,
                 "images, K": size,
                 "batch norm": mode if "resnet" in str(network) else "–",
+                "client computes in": form,
                 "known of each image": those.known.dropna().iloc[0] if those.known.any() else "",
                 "relative error": f"{those.error.max():.0e}" if those.error.notna().any() else "",
                 "it lacks": series(dict.fromkeys(WHY[limit] for limit in those.limit)),

@@ -84,11 +84,11 @@ def numbers_of(prefix: str, row: Counted) -> dict[str, Any]:
 
 
 def peeled_to(
-    network: str, pixels: int, K: int, mode: str, seed: int, *, form: str = "float32"
+    network: str, pixels: int, K: int, mode: str, form: str, seed: int
 ) -> tuple[Batch, GradientUpdate, Peeled | None, dict[str, Any]]:
     """A batch, what its client sends, what that is peeled to, and where that ends.
 
-    form: in which the client computes.
+    form: in which the client computes, "float32" or "float64".
     """
     batch = images_of(pixels, K)
     if form == "float64":
@@ -102,7 +102,8 @@ def peeled_to(
         peeled = peel(update, batch.label_counts)
     except gleak.MissingKnowledge:
         start = next((row for row in rows if row.share < 1), rows[0])
-        return batch, update, None, {**about, **at_end(rows, start), "limit": "start"}
+        about |= at_end(rows, start) | {"limit": "start"} | patches_rank(update)
+        return batch, update, None, about
     if peeled.ended_at is None:
         about |= at_end(rows, None)
     else:
@@ -123,7 +124,7 @@ def peeled_to(
 
 
 def patches_rank(update: GradientUpdate) -> dict[str, int]:
-    """How many directions the gradient of the last convolution has, and as many as it could have.
+    """How many directions the gradient of the last convolution has: it tells as many patches.
 
     Those below `DIGITS` of the largest are rounding.
     """
@@ -131,18 +132,26 @@ def patches_rank(update: GradientUpdate) -> dict[str, int]:
     names = {id(weight): name for name, weight in update.model.named_parameters()}
     gradient = update.equivalent_gradient()[names[id(convs[-1].weight)]].double().flatten(1)
     values = torch.linalg.svdvals(gradient)
-    return {"rank": int((values > DIGITS * values[0]).sum()), "rank_most": min(gradient.shape)}
+    return {"rank": int((values > DIGITS * values[0]).sum())}
 
 
 def reached(
-    network: str, pixels: int, K: int, mode: str, seed: int, *, search: bool, iterations: int | None
+    network: str,
+    pixels: int,
+    K: int,
+    mode: str,
+    form: str,
+    seed: int,
+    *,
+    search: bool,
+    iterations: int | None,
 ) -> dict[str, Any]:
     """Where the peeling ends on one network and batch, and PSNR in dB of what `gleak` finds.
 
     search: whether images are searched for; iterations: of that, by default the attack's own.
     """
     began = time.process_time()
-    batch, update, peeled, about = peeled_to(network, pixels, K, mode, seed)
+    batch, update, peeled, about = peeled_to(network, pixels, K, mode, form, seed)
     about["peel_seconds"] = round(time.process_time() - began, 1)
     if not search:
         return about
