@@ -155,12 +155,9 @@ class Gleak(Attack):
         left = sum(stage.iterations for stage in matching.stages)
         first = matching.override(iterations=max(2 * left // 3, 1))
         found = turn = first.search(update, labels, options, peeled)
-        opened = 0
         while turn.finished:
             options, left = after(options, turn), max(left - len(turn.history), 1)
             try:
-                if opened and misfits(turn.images, peeled).max() > LOST:
-                    raise MissingKnowledge("images that lose what is known tell no more places")
                 further = peel_behind(peeled, turn.images)
             except MissingKnowledge as error:
                 options = replace(options, start=turn.images)
@@ -176,7 +173,7 @@ class Gleak(Attack):
             turn = of_peeled(search, update, labels, options, further)
             if not further.is_image and not again:
                 turn = with_more_starts(search, update, labels, options, further, turn)
-            found, peeled, opened = nearer(found, turn, peeled), further, opened + 1
+            found, peeled = nearer(found, turn, peeled), further
             if not again:
                 break
         return found

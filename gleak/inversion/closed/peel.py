@@ -36,7 +36,7 @@ from gleak.inversion.closed.groups import in_groups
 from gleak.inversion.closed.held import held_through
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import Kept, find_row, row_of
-from gleak.inversion.closed.pooling import SPARE, behind, bounds, find_places
+from gleak.inversion.closed.pooling import LARGEST, SPARE, behind, bounds, find_places
 from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
 from gleak.inversion.closed.solve import Solved, solve_input
 from gleak.inversion.closed.start import hidden_start
@@ -142,7 +142,7 @@ def hidden_by_maxima(peeled: Peeled) -> bool:
     """Whether a max-pooling ended the peeling whose places may be found, as far as counting says.
 
     The gradient of the convolution in front of it must give `SPARE` times as many equations as
-    there are unknowns: the places take some of them.
+    there are unknowns: the places take some of them. More unknowns than `LARGEST` take too long.
     """
     try:
         index, at, _, _ = pooling_of(peeled.front)
@@ -151,7 +151,7 @@ def hidden_by_maxima(peeled: Peeled) -> bool:
     conv, entering = peeled.front.chain.steps[at].layer, peeled.front.chain.steps[at].entering
     weight = conv.get_parameter("weight")
     unknown = len(peeled.activations) * entering[1] * entering[2]
-    return weight[:, 0].numel() >= SPARE * unknown
+    return unknown <= LARGEST and weight[:, 0].numel() >= SPARE * unknown
 
 
 def pooling_of(front: Front) -> tuple[int, int, list[Step], torch.Tensor]:

@@ -37,6 +37,7 @@ from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
 SPARE = 1.25  # equations of the convolution in front, for each unknown: 2 do, 1.1 do not
+LARGEST = 3500  # unknowns; a round solves for them at once, and takes seconds beyond
 ROUNDS = 60  # of places and input in turns; it takes five to forty
 LOOSER = 0.01  # how firmly an input is held, since projections hide part of its error
 CALM = 3  # rounds without a change of places that end them

@@ -172,7 +172,16 @@ def numbers(stored: pd.DataFrame) -> dict[str, Any]:
     where = [ends(row) for _, row in small.iterrows()]
     found = of_part(stored, "search").groupby(CELL, sort=False)[["psnr", "thumb8"]].mean()
     peeled = stored[(stored.part != "count") & stored.error.notna()]
+    sixteen = stored[(stored.K == 16) & (stored["mode"] == "eval") & stored["rank"].notna()].iloc[0]
+    best = found.psnr.idxmax()
     return {
+        "sixteen_rank": int(sixteen["rank"]),
+        "sixteen_patches": int(sixteen.next_unknowns),
+        "best": found.psnr.max(),
+        "best_thumb": found.thumb8[best],
+        "best_network": words(best[0]),
+        "best_pixels": best[1],
+        "best_size": best[2],
         "cases": len(where),
         "cases_image": where.count("image"),
         "cases_inside": where.count("inside"),
@@ -180,7 +189,7 @@ def numbers(stored: pd.DataFrame) -> dict[str, Any]:
         "worst_error": peeled.error.max(),
         "searched": len(found),
         "ahead": int((found.psnr > found.thumb8).sum()),
-        "seeds": int(of_part(stored, "search").groupby(CELL).seed.nunique().min()),
+        "seeds": int(of_part(stored, "search").groupby(CELL).seed.nunique().max()),
     }
 
 

@@ -111,8 +111,9 @@ def peeled_to(
         # a layer that counting does not bound at all, ends for its digits
         end = min(here, key=lambda row: row.share)
         about |= at_end(rows, end)
-        if peeled.is_features and end.kind != "MaxPool2d":
-            about["limit"] = "start"
+        solved = any(peeled.front.depth <= row.index < rows[0].index for row in rows)
+        if not solved and about["limit"] == "digits":
+            about["limit"] = "start"  # equations enough, but the last block is not told apart
     values = peeled.activations
     about |= {
         "known": "x".join(map(str, values.shape[1:])),
