@@ -29,6 +29,7 @@ WHY = {
     "places": "places of maxima",
     "digits": "independent equations, or digits",
 }
+DIGITS = {"for each that is needed": 2, "equations": 0, "known outputs": 0, "unknowns": 0}
 WIDE = 64  # pixels up to which it has the small one
 
 
