@@ -56,8 +56,8 @@ FEW_STEPS = 8  # local steps up to which each is matched for itself, where there
 STARTS = 3  # of a search that gets stuck, at most
 STUCK = 1e-4  # error of activations above which it is: 1e-3 to 1e-2, and 1e-6 where it is not
 # Activations that are not zero, for each number of an image, from which little is open. A ResNet-18
-# has 5; a convnet behind two poolings up to 2.7, and loses by the guess (see the image notes).
-MANY = 4.0
+# has 5, or 3.2; a convnet behind two poolings up to 2.7, and loses by the guess (see image notes).
+MANY = 3.0
 STATISTICS = 0.1  # weight of batch norm statistics that the client sent, as in GradInversion
 LOST = 1e-2  # error of activations above which a search that should find them all did not
 # Update models, the strongest first; the facts that each needs decide.
@@ -145,31 +145,38 @@ class Gleak(Attack):
         options: Options,
         peeled: Peeled,
     ) -> Inversion:
-        """Images in two searches: those of the first tell the places of maxima, these the layers
-        before, whose activations are the other's.
+        """Images in searches by turns: those of one tell the places of maxima, these the layers
+        before, whose activations are the next one's.
 
-        Where they do not tell them, the other goes on for what was known. Each image is that of the
-        search that comes nearer to that.
+        Each but the last has two thirds of the steps that are left. Where images do not tell the
+        places, another search goes on for what was known. Each image is that of the search that
+        comes nearer to what was known before.
         """
-        total = sum(stage.iterations for stage in matching.stages)
-        first = matching.override(iterations=max(2 * total // 3, 1))
-        found = first.search(update, labels, options, peeled)
-        if not found.finished:
-            return found
-        options = after(options, found)
-        left = {"iterations": max(total - len(found.history), 1)}
-        try:
-            further = peel_behind(peeled, found.images)
-        except MissingKnowledge as error:
-            options = replace(options, start=found.images)
-            more = matching.override(**left).search(update, labels, options, peeled)
-            return replace(nearer(found, more, peeled), fell_back=(f"closed form: {error}",))
-        search = preset_for(further, update).override(**self.settings)
-        search = search.override(**left) if "iterations" in self.settings else search
-        more = of_peeled(search, update, labels, options, further)
-        if not further.is_image:
-            more = with_more_starts(search, update, labels, options, further, more)
-        return nearer(found, more, peeled)
+        left = sum(stage.iterations for stage in matching.stages)
+        first = matching.override(iterations=max(2 * left // 3, 1))
+        found = turn = first.search(update, labels, options, peeled)
+        while turn.finished:
+            options, left = after(options, turn), max(left - len(turn.history), 1)
+            try:
+                further = peel_behind(peeled, turn.images)
+            except MissingKnowledge as error:
+                options = replace(options, start=turn.images)
+                more = matching.override(iterations=left).search(update, labels, options, peeled)
+                found = nearer(found, more, peeled)
+                return replace(found, fell_back=(f"closed form: {error}",))
+            matching = preset_for(further, update).override(**self.settings)
+            if "iterations" in self.settings:
+                matching = matching.override(iterations=left)
+            left = sum(stage.iterations for stage in matching.stages)
+            again = hidden_by_maxima(further)
+            search = matching.override(iterations=max(2 * left // 3, 1)) if again else matching
+            turn = of_peeled(search, update, labels, options, further)
+            if not further.is_image and not again:
+                turn = with_more_starts(search, update, labels, options, further, turn)
+            found, peeled = nearer(found, turn, peeled), further
+            if not again:
+                break
+        return found
 
     def of_weights(
         self, update: WeightsUpdate, labels: torch.Tensor, options: Options

@@ -4,6 +4,7 @@ branches  which of two inputs a unit had behind GELU and its like
 embedding the image that a vision transformer saw, from its patch embedding
 graph     the traced graph of a network
 chain     the network as a chain of layers
+count     how far the peeling may go, by counting equations
 groups    a convolution in groups, as so many convolutions
 held      least squares held to a guess, which bear wrong slopes
 known     what is known on the way down: the gradient, and a place between two layers
@@ -19,8 +20,19 @@ start     a hidden linear layer in place of the classifier
 solve     linear algebra that these share
 """
 
+from gleak.inversion.closed.count import Counted, count_equations, ends_at
 from gleak.inversion.closed.embedding import Patches, embedded_image
 from gleak.inversion.closed.peel import Peeled, peel
 from gleak.inversion.closed.spear import exact_images, spear
 
-__all__ = ["Patches", "Peeled", "embedded_image", "exact_images", "peel", "spear"]
+__all__ = [
+    "Counted",
+    "Patches",
+    "Peeled",
+    "count_equations",
+    "embedded_image",
+    "ends_at",
+    "exact_images",
+    "peel",
+    "spear",
+]

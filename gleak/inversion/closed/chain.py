@@ -80,6 +80,13 @@ class Pad(nn.Module):
         return F.pad(values, self.sides, self.mode, value)
 
 
+class Spread(nn.AdaptiveAvgPool2d):
+    """An average pooling to as many places as there were, or more, as VGG has it for small images.
+
+    Each output is the mean of a few neighbours; together they tell the input.
+    """
+
+
 class ResidualBlock(nn.Module):
     """A residual block as He et al. (2016) have it, however it was written.
 
@@ -330,7 +337,7 @@ def module_layer(
     elif isinstance(module, nn.AdaptiveAvgPool2d) and entering == leaving:
         layer = nn.Identity()
     elif isinstance(module, nn.AdaptiveAvgPool2d):
-        layer = averaged(entering, leaving, entering[1:], 0) or module
+        layer = averaged(entering, leaving, entering[1:], 0) or adaptive(entering, leaving)
     elif isinstance(module, nn.AvgPool2d):
         layer = averaged(entering, leaving, module.kernel_size, module.padding) or module
     return layer, kind, ""
@@ -364,9 +371,8 @@ def function_layer(
     if name == "pad":
         return Pad(*arguments, **kwargs)
     if name == "adaptive_avg_pool2d":
-        size = arguments[0] if arguments else kwargs["output_size"]
         whole = averaged(entering, leaving, entering[1:], 0)
-        return nn.Identity() if entering == leaving else whole or nn.AdaptiveAvgPool2d(size)
+        return nn.Identity() if entering == leaving else whole or adaptive(entering, leaving)
     if name == "avg_pool2d":
         size = arguments[0] if arguments else kwargs["kernel_size"]
         padding = arguments[2] if len(arguments) > 2 else kwargs.get("padding", 0)
@@ -397,6 +403,12 @@ def reshaped(entering: tuple[int, ...], leaving: tuple[int, ...]) -> nn.Module |
     if math.prod(entering) != math.prod(leaving):
         return None
     return nn.Flatten() if len(leaving) == 1 else Reshape(*leaving)
+
+
+def adaptive(entering: tuple[int, ...], leaving: tuple[int, ...]) -> nn.AdaptiveAvgPool2d:
+    """The adaptive average pooling between these shapes."""
+    fewer = leaving[1] < entering[1] or leaving[2] < entering[2]
+    return nn.AdaptiveAvgPool2d(leaving[1:]) if fewer else Spread(leaving[1:])
 
 
 def averaged(

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from gleak.inversion.closed.chain import NormBehind, NormedConv, Pad, Reshape, ResidualBlock
+from gleak.inversion.closed.chain import NormBehind, NormedConv, Pad, Reshape, ResidualBlock, Spread
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.relu import inverse_relu
 from gleak.inversion.closed.residual import (
@@ -286,6 +287,21 @@ def inverse_shape(layer: nn.Module, outputs: torch.Tensor, shape: Shape, roundin
     return outputs.reshape(-1, *shape), None
 
 
+def inverse_spread(layer: Spread, outputs: torch.Tensor, shape: Shape, rounding: float) -> Known:
+    """What the means of neighbours are means of. Raises ArithmeticError where they leave it open.
+
+    A dimension at a time: the outputs are a matrix times the inputs.
+    """
+    for dim, before in ((-1, shape[2]), (-2, shape[1])):
+        each = torch.eye(before).to(outputs)
+        means = F.adaptive_avg_pool1d(each[None], outputs.shape[dim])[0].T
+        if int(torch.linalg.matrix_rank(means)) < before:
+            raise ArithmeticError("its averages leave its input open")
+        solved = outputs.transpose(dim, -1) @ torch.linalg.pinv(means).T
+        outputs = solved.transpose(dim, -1)
+    return outputs, None
+
+
 def inverse_normalise(
     layer: Normalise, outputs: torch.Tensor, shape: Shape, rounding: float
 ) -> Known:
@@ -324,6 +340,7 @@ ROWS: dict[type[nn.Module], Row] = {
     Reshape: Row(inverse=inverse_shape),
     Pad: Row(inverse=inverse_pad),
     Normalise: Row(inverse=inverse_normalise),
+    Spread: Row(inverse=inverse_spread),
     nn.AdaptiveAvgPool2d: Row(),  # hides its input, but spreads the slope
     nn.AvgPool2d: Row(),
     nn.MaxPool2d: Row(whole=hidden_maxima),

@@ -36,7 +36,7 @@ from gleak.inversion.closed.groups import in_groups
 from gleak.inversion.closed.held import held_through
 from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import Kept, find_row, row_of
-from gleak.inversion.closed.pooling import behind, bounds, find_places
+from gleak.inversion.closed.pooling import LARGEST, SPARE, behind, bounds, find_places
 from gleak.inversion.closed.relu import HOPELESS, put_on_bound, settle_units
 from gleak.inversion.closed.solve import Solved, solve_input
 from gleak.inversion.closed.start import hidden_start
@@ -45,7 +45,6 @@ from gleak.labels.low_rank import times_transposed
 from gleak.labels.tolerance import FLOAT32
 from gleak.update import MissingKnowledge, Update
 
-SPARE = 1.25  # 2 and more are found, 1.1 is not
 TOLERANCE = 1e-2  # relative error of an equation, above which masks are wrong and not only digits
 
 
@@ -85,6 +84,7 @@ class Peeled:
     minima. deep: whether there is a residual block. sharp: whether the error of every value is
     known, as for trained networks.
     place: where that is, for people. ended: why it goes no further, for people; empty for images.
+    ended_at: the index of the layer in front of which nothing was told; None for images.
     started: the layer that it started at, for people, if that is not the classifier.
     front: where it stands, to go on from: see `peel_behind`.
     """
@@ -99,6 +99,7 @@ class Peeled:
     sharp: bool
     place: str
     ended: str
+    ended_at: int | None
     started: str
     front: Front
 
@@ -141,7 +142,7 @@ def hidden_by_maxima(peeled: Peeled) -> bool:
     """Whether a max-pooling ended the peeling whose places may be found, as far as counting says.
 
     The gradient of the convolution in front of it must give `SPARE` times as many equations as
-    there are unknowns: the places take some of them.
+    there are unknowns: the places take some of them. More unknowns than `LARGEST` take too long.
     """
     try:
         index, at, _, _ = pooling_of(peeled.front)
@@ -150,7 +151,7 @@ def hidden_by_maxima(peeled: Peeled) -> bool:
     conv, entering = peeled.front.chain.steps[at].layer, peeled.front.chain.steps[at].entering
     weight = conv.get_parameter("weight")
     unknown = len(peeled.activations) * entering[1] * entering[2]
-    return weight[:, 0].numel() >= SPARE * unknown
+    return unknown <= LARGEST and weight[:, 0].numel() >= SPARE * unknown
 
 
 def pooling_of(front: Front) -> tuple[int, int, list[Step], torch.Tensor]:
@@ -195,7 +196,7 @@ def peel_behind(peeled: Peeled, images: torch.Tensor) -> Peeled:
 def descend(front: Front) -> Peeled:
     """Peel from where the front stands, as far as it goes."""
     chain, sent, place, tolerance = front.chain, front.sent, front.place, front.tolerance
-    steps, ended = chain.steps, ""
+    steps, ended, ended_at = chain.steps, "", None
     for index in range(front.depth - 1, -1, -1):
         step = steps[index]
         if isinstance(step.layer, nn.Identity):
@@ -220,11 +221,11 @@ def descend(front: Front) -> Peeled:
             if not consistent(steps[index:-1], place.values, front.features, agrees):
                 raise ArithmeticError("what was found in front of it does not lead to the features")
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
-            ended = f"{step.kind} (layer {index} of {len(steps)}): {error}"
+            ended, ended_at = f"{step.kind} (layer {index} of {len(steps)}): {error}", index
             break  # what was found before stands
         if not chain.has_before(index, nn.Dropout):  # the trunk does not know what that kept
             front = replace(front, depth=index, place=place)
-    return peeled_at(front, ended)
+    return peeled_at(front, ended, ended_at)
 
 
 def start_of(
@@ -263,7 +264,7 @@ def start_of(
     return len(chain.steps) - 1, place, features, normed
 
 
-def peeled_at(front: Front, ended: str) -> Peeled:
+def peeled_at(front: Front, ended: str, ended_at: int | None) -> Peeled:
     """The result, with the activations that enter the step at the front."""
     chain, depth, start = front.chain, front.depth, front.start
     trunk, steps, values = chain.trunk(depth), chain.steps, front.place.values
@@ -283,6 +284,7 @@ def peeled_at(front: Front, ended: str) -> Peeled:
         sharp=front.place.deviation is not None and depth < start,
         place=f"what enters {into} (layer {depth} of {len(steps)})",
         ended=ended,
+        ended_at=ended_at,
         started=started,
         front=front,
     )
@@ -342,6 +344,8 @@ def through(
         assert known is not None
         as_run = Kept(known / (1 - step.layer.p))
     if place.known is not None:
+        if place.known.numel() != values.numel():
+            raise ArithmeticError("its output is not known at all places")
         before = place.known.reshape(values.shape)
         known = before if known is None else before & known
     return Place(

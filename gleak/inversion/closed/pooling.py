@@ -36,6 +36,8 @@ from gleak.inversion.closed.known import Place, Sent
 from gleak.inversion.closed.layers import row_of
 from gleak.inversion.closed.solve import double, pull_back, taps
 
+SPARE = 1.25  # equations of the convolution in front, for each unknown: 2 do, 1.1 do not
+LARGEST = 3500  # unknowns; a round solves for them at once, and takes seconds beyond
 ROUNDS = 60  # of places and input in turns; it takes five to forty
 LOOSER = 0.01  # how firmly an input is held, since projections hide part of its error
 CALM = 3  # rounds without a change of places that end them
@@ -92,21 +94,30 @@ def behind(steps: Sequence[Step], index: int) -> tuple[int, list[Step], torch.Te
 
     Raises ArithmeticError where there is anything else in front of the pooling.
     """
-    pool = steps[index]
-    between: list[Step] = []
+    pool, at = steps[index], conv_before(steps, index)
     turns = torch.ones(pool.leaving[0], 1)
+    between: list[Step] = []
+    for step in reversed(steps[at + 1 : index]):
+        if isinstance(step.layer, nn.BatchNorm2d) and step.layer.weight is not None:
+            turns = turns * step.layer.weight.detach().sign().cpu()[:, None]
+        between.append(replace(step, entering=pool.leaving, leaving=pool.leaving))
+    return at, between, turns
+
+
+def conv_before(steps: Sequence[Step], index: int) -> int:
+    """The index of the convolution in front of a pooling, which only acts on each value between.
+
+    Raises ArithmeticError where there is anything else in front of the pooling.
+    """
     for at in range(index - 1, -1, -1):
         layer = steps[at].layer
         if isinstance(layer, nn.Conv2d):
             if layer.groups != 1 or layer.padding_mode != "zeros":
                 break
-            return at, between, turns
-        if isinstance(layer, nn.BatchNorm2d) and not layer.training:
-            if layer.weight is not None:
-                turns = turns * layer.weight.detach().sign().cpu()[:, None]
-        elif not isinstance(layer, (*RISING, nn.Identity)):
+            return at
+        normed = isinstance(layer, nn.BatchNorm2d) and not layer.training
+        if not normed and not isinstance(layer, (*RISING, nn.Identity)):
             break
-        between.append(replace(steps[at], entering=pool.leaving, leaving=pool.leaving))
     raise ArithmeticError(
         "its places are found only behind a plain convolution and layers that rise"
     )
