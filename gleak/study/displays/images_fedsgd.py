@@ -98,6 +98,26 @@ def attack_claims(table: pd.DataFrame, thumbnail: float) -> dict[str, bool]:
     }
 
 
+def longer(fresh: pd.DataFrame, seed: int) -> dict[str, float]:
+    """What long searches find of eight images, on the network of the seed and on all, in dB.
+
+    fresh: the recorded runs on images and networks that no setting was chosen on.
+    """
+    runs = fresh[(fresh["case"] == "convnet-8") & (fresh["attack"] == "gleak")].set_index("seed")
+    return {
+        "longer_same": float(runs["psnr"].get(seed, float("nan"))),
+        "longer_mean": runs["psnr"].mean(),
+        "longer_networks": len(runs),
+        "longer_iterations": int(runs["iterations"].max()),
+    }
+
+
+def longer_claims(longer: Mapping[str, float], thumbnail: float) -> dict[str, bool]:
+    """Whether eight images come back, given iterations enough; thumbnail: of these, in dB."""
+    low = min(longer["longer_same"], longer["longer_mean"])
+    return {"eight images, a longer search: 3 dB or more above the thumbnails": low > thumbnail + 3}
+
+
 def behind_pooling(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `behind_pooling`, one for each image and its network."""
     words = {

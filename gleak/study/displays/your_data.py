@@ -467,7 +467,8 @@ def footer() -> str:
 
 EXAMPLE = {
     "dataset": "cifar10-samples",
-    "indices": [0, 1, 3, 4],
+    "indices": [5, 8, 9, 10],
+    "seed": 101,
     "model": "convnet",
     "batch_size": 2,
     "batches": 2,
