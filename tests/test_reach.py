@@ -112,7 +112,7 @@ def test_recorded_counts_are_those_of_today(stored, network, pixels, mode):
 def test_what_is_claimed_of_the_recorded_rows_can_fail(stored):
     assert all(display.claims(stored).values())
     runs = stored.part != "count"
-    worse = stored.assign(error=stored.error.where(~runs, 0.1), known_at=0)
+    worse = stored.assign(error=stored.error.where(~runs, 0.1), known_at=0, psnr=30.0)
     worse.loc[worse.pixels == 224, "limit"] = "image"
     assert not any(display.claims(worse).values())
 

@@ -175,10 +175,13 @@ def numbers(stored: pd.DataFrame) -> dict[str, Any]:
     peeled = stored[(stored.part != "count") & stored.error.notna()]
     sixteen = stored[(stored.K == 16) & (stored["mode"] == "eval") & stored["rank"].notna()].iloc[0]
     best = found.psnr.idxmax()
+    runs = of_part(stored, "search").groupby(CELL).get_group(best)
     return {
         "sixteen_rank": int(sixteen["rank"]),
         "sixteen_patches": int(sixteen.next_unknowns),
-        "best": found.psnr.max(),
+        "best_most": runs.psnr.max(),
+        "best_least": runs.psnr.min(),
+        "best_networks": len(runs),
         "best_thumb": found.thumb8[best],
         "best_network": words(best[0]),
         "best_pixels": best[1],
@@ -199,6 +202,7 @@ def claims(stored: pd.DataFrame) -> dict[str, bool]:
     counted = of_part(stored, "count")
     runs = stored[(stored.part != "count") & stored.known_at.notna()]
     both = runs.merge(counted, on=CELL, suffixes=("", "_counted"))
+    opened = of_part(stored, "search").query("network == 'torchvision:vgg11' and pixels == 64")
     large = counted[(counted.pixels >= 112) & (counted.limit == "image")]
     return {
         "counted: no network is peeled to images of 112 pixels or more": large.empty,
@@ -206,4 +210,7 @@ def claims(stored: pd.DataFrame) -> dict[str, bool]:
             (both.known_at > both["index_counted"]).all()
         ),
         "what is known is right to a thousandth": bool(runs.error.max() < 1e-3),
+        "VGG-11 at 64 pixels: one network opens, at 40 dB or more, and another one does not": bool(
+            opened.psnr.max() >= 40 and (opened.psnr < opened.thumb8).any()
+        ),
     }
