@@ -225,7 +225,7 @@ def test_the_pull_vanishes_at_the_clients_images_with_right_labels_alone(four, u
     assert pulled.shape == (4,)
     assert at_rest.max() < 1e-3 * pulled[others].min()
     alone = wrong_label.pull(update, four.images, labels, last=True)
-    assert alone[others].mean() < 0.1 * alone[~others].mean()
+    assert alone[others].mean() < 0.2 * alone[~others].mean()
     right, wrong = wrong_label.pulls(update, four, labels, "l2")
     assert right.shape == (len(wrong_label.NOISE),)
     assert wrong.shape == (len(wrong_label.NOISE), 4)
