@@ -51,7 +51,10 @@ def main() -> None:
     rivals, version = ["breaching", "inverting-gradients"], "breaching 0.1.2"
     if options.peers:
         common["folder"] = str(options.peers.resolve())
-        rivals, version = ["sme-authors", "sme"], "JunyiZhu-AI/surrogate_model_extension ae2a624"
+        rivals, version = (
+            ["sme-authors", "sme-here"],
+            "JunyiZhu-AI/surrogate_model_extension ae2a624",
+        )
     frames = []
     for client in product(model=options.models, size=options.sizes):
         seconds = 0.0

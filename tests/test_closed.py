@@ -17,6 +17,7 @@ from gleak.inversion.closed.chain import (
     Pad,
     Reshape,
     ResidualBlock,
+    Spread,
     trace,
 )
 from gleak.inversion.closed.layers import ROWS, Kept, find_row
@@ -393,6 +394,7 @@ LAYERS = [
     nn.AdaptiveAvgPool2d(1),
     nn.AdaptiveAvgPool2d((2, 4)),
     nn.AvgPool2d(2),
+    Spread(7),
 ]
 
 

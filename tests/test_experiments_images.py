@@ -27,6 +27,7 @@ from gleak.study.displays import (
     ingredients as ingredients_display,
 )
 from gleak.study.experiments import imagenet, images_fedavg, images_fedsgd, ingredients, searches
+from gleak.study.experiments.common import fresh_seeds
 
 ONE = {"dataset": "cifar10-samples", "indices": [0]}
 FOUR = {"dataset": "cifar10-samples", "indices": [0, 1, 3, 4]}
@@ -130,7 +131,7 @@ def test_update_models_on_the_true_images():
 
 def test_a_client_trains_as_by_the_function_itself(batch):
     network = gleak.build_model("lenet", batch)
-    ours = images_fedavg.trained_by(network, batch, [2, 0, 0.1]).weights_after
+    ours = images_fedavg.trained_by(network, batch, [2, 0, 0.1], shuffle_seed=0).weights_after
     plain = gleak.fedavg(network, batch, epochs=2, lr=0.1).weights_after
     assert all(torch.equal(ours[name], plain[name]) for name in plain)
 
@@ -264,10 +265,10 @@ def test_images_side_by_side_are_those_of_single_runs():
     batch, results = ingredients.side_by_side({"plain": ("general", "base")}, 2, **about)
     found, scores = results["plain"]
     assert batch.images.shape == found.images.shape == (2, 3, 32, 32)
-    for seed in range(2):
+    for row, seed in enumerate(fresh_seeds(2)):
         alone = ingredients.attacked("general", "base", seed=seed, **about)
-        assert scores["psnr"][seed] == pytest.approx(alone["psnr"])
-        here = psnr(found.images[seed : seed + 1], batch.images[seed : seed + 1]).item()
+        assert scores["psnr"][row] == pytest.approx(alone["psnr"])
+        here = psnr(found.images[row : row + 1], batch.images[row : row + 1]).item()
         assert here == pytest.approx(alone["psnr"])
 
 

@@ -35,7 +35,7 @@ def test_a_name_has_its_kind():
 
 def test_every_method_of_the_package_has_words():
     assert set(gleak.list_label_methods(aux=True)) <= set(RULES)
-    assert set(gleak.list_attacks()) == set(ATTACKS)
+    assert set(gleak.list_attacks()) <= set(ATTACKS)
     assert set(gleak.list_update_models()) < set(PROCEDURES)
 
 

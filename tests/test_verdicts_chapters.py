@@ -371,15 +371,18 @@ def test_stages_of_training(said, share, psnr, units, grade):
 @pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)
 def test_recorded_networks_with_batch_norm(said, _, psnr, units, grade):
     runs = image_runs(psnr, units, ["gleak"], format="float32", K=4, accuracy=0.96)
-    stored = pd.concat(runs.assign(mode=mode) for mode in ("eval", "train"))
+    paper = runs.assign(attack="general", psnr=psnr - 8, mode="eval")
+    stored = pd.concat([*(runs.assign(mode=mode) for mode in ("eval", "train")), paper])
     trained.verdict_on_trained(stored)
     (verdict,) = said
     assert verdict[0] == [2, 6]
-    assert grades(verdict, "any") == [grade] * 2 and grades(verdict) == [OPEN] * 2
+    assert grades(verdict, "any") == [grade] * 2
+    assert grades(verdict) == [FAILS if units >= 5 else OPEN, OPEN]  # the paper's, in eval mode
     assert [where.stage for where, _ in verdict[1]] == ["trained"] * 2
     told = trained.numbers(stored)
     assert (told["deep_networks"], told["deep_train_float32_4"]) == (units, psnr)
-    assert list(trained.claims(stored).values()) == [True, psnr > 20]
+    assert list(trained.claims(stored).values()) == [True, psnr > 20, True]
+    assert not list(trained.claims(stored.assign(psnr=21.0)).values())[-1]
 
 
 @pytest.mark.parametrize(("_", "psnr", "units", "grade"), OUTCOMES)

@@ -34,7 +34,7 @@ ATTACKS = {
     "gradinversion": "GradInversion",
     "dlg": "DLG",
     "idlg": "iDLG",
-    "sme": "SME",
+    "sme-here": "SME, as written here",
     "sme-authors": "SME, its authors' code",
 }
 PROCEDURES = {

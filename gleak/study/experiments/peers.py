@@ -49,7 +49,7 @@ def one_run(
 ) -> dict[str, Any]:
     """Scores, baselines, time and memory of one attack on one batch; batch norm in eval mode.
 
-    attack: of the study's, "breaching", "sme-authors" (which takes labels as given), or "sme" for
+    attack: of the study's, "breaching", "sme-authors" (which takes labels as given), or "sme-here" for
     Inverting Gradients with the study's version of SME; seconds: of the processor, for the study's
     own attack, which has no set number of iterations; lr: of a client that sends weights after one
     local step for each image in each of `epochs`, None for a gradient; given: whether the labels
@@ -73,9 +73,9 @@ def one_run(
         settings: dict[str, Any] = {"seed": seed, "progress": False, "update_model": "equivalent"}
         if lr is not None and attack == "gleak":  # many steps cost too much to simulate each
             settings["update_model"] = "unrolled" if epochs == 1 else None
-        if attack == "sme":
+        if attack == "sme-here":
             settings["update_model"] = "sme"
-        named = "inverting-gradients" if attack == "sme" else attack
+        named = "inverting-gradients" if attack == "sme-here" else attack
 
         def run(iterations: int) -> torch.Tensor:
             return gleak.invert(update, counts, named, iterations=iterations, **settings).images
