@@ -49,7 +49,7 @@ def one_run(
 ) -> dict[str, Any]:
     """Scores, baselines, time and memory of one attack on one batch; batch norm in eval mode.
 
-    attack: of the study's, "breaching", "sme-authors" (which takes labels as given), or "sme-here" for
+    attack: of the study's, "breaching", "sme-authors" (which takes labels as given), or "sme-here":
     Inverting Gradients with the study's version of SME; seconds: of the processor, for the study's
     own attack, which has no set number of iterations; lr: of a client that sends weights after one
     local step for each image in each of `epochs`, None for a gradient; given: whether the labels
