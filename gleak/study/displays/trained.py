@@ -52,6 +52,7 @@ def numbers(stored: pd.DataFrame) -> dict[str, Any]:
         "deep_accuracy": accuracy.mean(),
         "deep_least_accuracy": accuracy.min(),
         "deep_paper_best": paper.groupby(CELL).psnr.mean().max(),
+        "deep_flat": paper.mean_colour.mean(),
     }
     for (mode, form, size), row in cells(stored).iterrows():
         told |= {f"deep_{mode}_{form}_{size}": row.psnr, f"bar_{mode}_{form}_{size}": row.thumb8}
