@@ -208,6 +208,12 @@ def local_batches(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("E, B, lr")[columns].rename_axis("E, B, rate")
 
 
+def recorded_local_batches(stored: pd.DataFrame) -> dict[str, float]:
+    """PSNR of the study's procedure on eight images in local batches of four, and thumbnails."""
+    runs = base(stored, "K == 8 and B == 4 and lr == 0.001 and attack == 'gleak'")
+    return {"more_recorded": runs.psnr.mean(), "more_bar": runs.thumb8.mean()}
+
+
 def other_cases(frame: pd.DataFrame, steps: int) -> pd.DataFrame:
     """The rows of `other_case` in words; steps: of the trained network."""
     known = {"given": "true", "restored": "restored", "wrong": "one wrong"}
