@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    asked = peers_labels.settings(options.seeds)
+    asked = peers_labels.recorded_settings(options.seeds)
     frame = run_grid(
         peers_labels.compared,
         [one for one in asked if not options.networks or one["network"] in options.networks],

@@ -295,7 +295,7 @@ def runs(rule: str, case: Case, network: str) -> bool:
     return rule != "rlu" or case.aux is not None
 
 
-def settings(seeds: int) -> list[dict[str, Any]]:
+def recorded_settings(seeds: int) -> list[dict[str, Any]]:
     """Untrained networks, trained ones, a thousand classes, and clients that send weights."""
     often: dict[str, Any] = {"labels": ["even", "skewed"], "seed": range(seeds)}
     sizes, small, light = [8, 16, 64], ["cifar100-samples", "mnist-5k"], ["lenet", "convnet"]
