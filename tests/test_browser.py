@@ -121,7 +121,7 @@ def violations(page, *rules):
 
 
 # Appendices, the reference and what is looked up may be long.
-MAY_BE_LONG = re.compile(r"notebooks/\d\da_|book/(api|changelog|[a-z]+-notes)$")
+MAY_BE_LONG = re.compile(r"notebooks/\d\da_|book/(api|changelog|comparison|[a-z]+-notes)$")
 SCREENS = 12  # of 900 pixels
 
 
