@@ -33,6 +33,12 @@ FACTS = """() => ({
     .map(t => [t, t.getScreenCTM()])  // which may turn it, too
     .map(([t, m]) => [parseFloat(getComputedStyle(t).fontSize) * Math.hypot(m.a, m.b),
       t.textContent]),
+  clipped: [...document.querySelectorAll(".gleak-figure > svg")].filter(s => s.checkVisibility())
+    .flatMap(s => {
+      const frame = s.getBoundingClientRect();
+      return [...s.querySelectorAll("text")].map(t => [t.getBoundingClientRect(), t.textContent])
+        .filter(([t]) => t.left < frame.left - 1 || t.right > frame.right + 1).map(([, t]) => t);
+    }),
   unsigned: [...document.querySelectorAll(
     ".gleak-scroll, .gleak-figure, .pst-scrollable-table-container, .highlight > pre")]
     .filter(b => b.scrollWidth - b.clientWidth >= 16 && b.checkVisibility())
@@ -139,7 +145,7 @@ def test_page(page, name):
     page.evaluate("() => new Promise(requestAnimationFrame)")  # the signs are there
     facts = page.evaluate(FACTS)
     assert facts["width"] <= 1440
-    assert facts["unsigned"] == facts["needless"] == []
+    assert facts["unsigned"] == facts["needless"] == facts["clipped"] == []
     assert facts["cut"] == 0  # of the matrix of verdicts all columns show
     long = facts["height"] > SCREENS * 900
     assert MAY_BE_LONG.match(name) or not long, f"{facts['height'] / 900:.1f} screens"

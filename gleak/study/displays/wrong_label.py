@@ -180,7 +180,7 @@ def falls(stored: pd.DataFrame, images: int) -> tuple[Figure, str]:
         axis.invert_yaxis()
         axis.set_xscale("symlog", linthresh=10)
         axis.set_xticks([-10, -5, 0, 5, 10, 25], ["-10", "-5", "0", "5", "10", "25"])
-        axis.set_xlabel("PSNR above the 8×8 thumbnails (dB)")
+        axis.set_xlabel("PSNR above thumbnails (dB)")
         figure.legend(loc="outside upper center", ncols=3)
     return figure, (
         "A line for each network and attack, from right labels to one wrong. On networks with "
